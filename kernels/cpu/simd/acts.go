@@ -1,0 +1,151 @@
+package simd
+
+import (
+	"unsafe"
+
+	"xlstm/format"
+)
+
+// Acts holds activations, n vectors of cols values, in the form that products with one encoding take. Its memory is used
+// again: once it has been as large as needed, nothing is allocated. Different vectors may be set at the same time.
+type Acts struct {
+	n, cols int
+	enc     format.Encoding
+	tiles   bool // the way that Mul takes: packed tiles
+	block   int  // values that share a scale
+
+	f   []float32 // [n, ldf] fp32, fp16, bf16
+	ldf int
+	// int8, int4: quantized values [n, ldq], their scales [n, lds], and for int4 what a group's offset is multiplied by [n, lds]:
+	// the sum of its values, or with symmetric encodings and dot products -8 times that, the offset being the group's scale.
+	q    []int16
+	ldq  int
+	s    []float32
+	lds  int
+	sums []float32
+}
+
+// actBlock is the number of activations that share a scale, for int8 without groups. With groups it is the group.
+const actBlock = 256
+
+// N is the number of vectors.
+func (a *Acts) N() int { return a.n }
+
+// Cols is the length of a vector.
+func (a *Acts) Cols() int { return a.cols }
+
+// Resize makes room for n vectors of cols values, for products with matrices in encoding enc. All n must be set after it.
+func (a *Acts) Resize(n, cols int, enc format.Encoding) {
+	a.n, a.cols, a.enc = n, cols, enc
+	a.tiles = n > SmallBatch
+	switch enc.Kind {
+	case format.Int8, format.Int4:
+		a.block = enc.Group
+		if a.block == 0 {
+			a.block = actBlock
+		}
+		// Whole blocks of 256: every kernel may run over the zeros behind the last value.
+		padded := (cols + 255) / 256 * 256
+		a.ldq = stagger(2*padded) / 2
+		a.lds = padded/a.block + 16 // kernels read 16 scales at a time
+		a.q = growAligned(a.q, n*a.ldq)
+		a.s = growAligned(a.s, n*a.lds)
+		if enc.Kind == format.Int4 {
+			a.sums = growAligned(a.sums, n*a.lds)
+		}
+	default:
+		a.ldf = stagger(4*format.PaddedCols(cols)) / 4
+		a.f = growAligned(a.f, n*a.ldf)
+	}
+}
+
+// stagger rounds a row of n bytes up to an odd number of cache lines, so that the same column of successive vectors falls into
+// different sets of the cache even where cols is a power of two.
+func stagger(n int) int {
+	lines := (n + 63) / 64
+	return (lines | 1) * 64
+}
+
+// Set takes n vectors of cols values, ldx apart, in one call.
+func (a *Acts) Set(x []float32, ldx, n, cols int, enc format.Encoding) {
+	a.Resize(n, cols, enc)
+	a.SetRange(x, ldx, 0, n)
+}
+
+// SetRange takes vectors [i0, i1) of x, which begins with vector 0; vectors are ldx apart.
+func (a *Acts) SetRange(x []float32, ldx, i0, i1 int) {
+	for i := i0; i < i1; i++ {
+		a.SetRow(i, x[i*ldx:i*ldx+a.cols])
+	}
+}
+
+// SetRow takes vector i.
+func (a *Acts) SetRow(i int, x []float32) { active.SetRow(a, i, x) }
+
+// SetRow is Acts.SetRow on path p.
+func (p *Path) SetRow(a *Acts, i int, x []float32) {
+	x = x[:a.cols]
+	switch a.enc.Kind {
+	case format.Int8, format.Int4:
+		row := a.q[i*a.ldq : (i+1)*a.ldq]
+		scales := a.s[i*a.lds : (i+1)*a.lds]
+		p.quantize(row, scales, x, a.block)
+		if a.enc.Kind == format.Int4 {
+			a.sumGroups(a.sums[i*a.lds:(i+1)*a.lds], row, scales)
+			if !a.tiles {
+				permute(row)
+			}
+		}
+	default:
+		row := a.f[i*a.ldf : (i+1)*a.ldf]
+		clear(row[copy(row, x):])
+	}
+}
+
+// sumGroups fills sums with what the offsets of int4 groups are multiplied by.
+func (a *Acts) sumGroups(sums []float32, row []int16, scales []float32) {
+	factor := float32(1)
+	if !a.tiles && !a.enc.Asymmetric {
+		factor = -8
+	}
+	clear(sums)
+	for g := range (a.cols + a.block - 1) / a.block {
+		sum := int32(0)
+		for _, q := range row[g*a.block : (g+1)*a.block] {
+			sum += int32(q)
+		}
+		sums[g] = factor * float32(sum) * scales[g]
+	}
+}
+
+// permute brings each 128 values of int4 activations into the order in which 64 bytes of nibbles give theirs, 16 bits at a
+// time: word t of block b (8 words a block of 32) holds values 2t, 2t+16, 2t+1 and 2t+17 of the block in its nibbles from low
+// to high. So the order is: nibble, block, word.
+func permute(row []int16) {
+	var tmp [128]int16
+	for ; len(row) >= 128; row = row[128:] {
+		copy(tmp[:], row)
+		for s := range 4 {
+			from := s%2*16 + s/2
+			for b := range 4 {
+				for t := range 8 {
+					row[s*32+b*8+t] = tmp[b*32+from+2*t]
+				}
+			}
+		}
+	}
+}
+
+// growAligned is s with length n at an address divisible by 64, allocated anew only where its capacity is too small. A new
+// slice is zero; of an old one the contents are undefined.
+func growAligned[T int16 | int32 | float32](s []T, n int) []T {
+	if cap(s) >= n {
+		return s[:n]
+	}
+	const line = 64
+	var zero T
+	size := int(unsafe.Sizeof(zero))
+	b := make([]T, n+n/4+line/size)
+	skip := int(-uintptr(unsafe.Pointer(unsafe.SliceData(b)))%line) / size
+	return b[skip:][:n]
+}

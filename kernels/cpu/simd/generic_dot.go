@@ -1,0 +1,174 @@
+package simd
+
+import (
+	"encoding/binary"
+	"math"
+	"unsafe"
+)
+
+// The plain kernels. They do the same integer arithmetic as the assembly; sums in float32 have another order.
+
+func genericDotF32(a *dotArgs) {
+	x := unsafe.Slice((*float32)(a.x), a.n)
+	for r, p := range a.w {
+		w := unsafe.Slice((*byte)(p), 4*len(x))
+		var s0, s1, s2, s3 float32
+		for i := 0; i < len(x); i += 4 {
+			v, u := x[i:i+4:i+4], w[4*i:4*i+16:4*i+16]
+			s0 += v[0] * math.Float32frombits(binary.LittleEndian.Uint32(u))
+			s1 += v[1] * math.Float32frombits(binary.LittleEndian.Uint32(u[4:]))
+			s2 += v[2] * math.Float32frombits(binary.LittleEndian.Uint32(u[8:]))
+			s3 += v[3] * math.Float32frombits(binary.LittleEndian.Uint32(u[12:]))
+		}
+		a.out[r] = s0 + s1 + (s2 + s3)
+	}
+}
+
+func genericDotF16(a *dotArgs) {
+	x := unsafe.Slice((*float32)(a.x), a.n)
+	for r, p := range a.w {
+		w := unsafe.Slice((*byte)(p), 2*len(x))
+		var s0, s1, s2, s3 float32
+		for i := 0; i < len(x); i += 4 {
+			v, u := x[i:i+4:i+4], w[2*i:2*i+8:2*i+8]
+			s0 += v[0] * half(binary.LittleEndian.Uint16(u))
+			s1 += v[1] * half(binary.LittleEndian.Uint16(u[2:]))
+			s2 += v[2] * half(binary.LittleEndian.Uint16(u[4:]))
+			s3 += v[3] * half(binary.LittleEndian.Uint16(u[6:]))
+		}
+		a.out[r] = s0 + s1 + (s2 + s3)
+	}
+}
+
+func genericDotBF16(a *dotArgs) {
+	x := unsafe.Slice((*float32)(a.x), a.n)
+	for r, p := range a.w {
+		w := unsafe.Slice((*byte)(p), 2*len(x))
+		var s0, s1, s2, s3 float32
+		for i := 0; i < len(x); i += 4 {
+			v, u := x[i:i+4:i+4], binary.LittleEndian.Uint64(w[2*i:])
+			s0 += v[0] * math.Float32frombits(uint32(u)<<16)
+			s1 += v[1] * math.Float32frombits(uint32(u)&0xffff0000)
+			s2 += v[2] * math.Float32frombits(uint32(u>>16)&0xffff0000)
+			s3 += v[3] * math.Float32frombits(uint32(u>>32)&0xffff0000)
+		}
+		a.out[r] = s0 + s1 + (s2 + s3)
+	}
+}
+
+// genericDotI8 sums a block in int32, then times its scale in float32. Grouped encodings begin with what is in out: zero, as
+// rowScales left it; without groups out is set anew.
+func genericDotI8(a *dotArgs) {
+	x := unsafe.Slice((*int16)(a.x), a.n)
+	block := int(a.block)
+	for r, p := range a.w {
+		w := unsafe.Slice((*int8)(p), len(x))
+		sc := unsafe.Slice((*float32)(unsafe.Add(a.sc, r*int(a.ldsc))), (len(x)+block-1)/block)
+		sum := float32(0)
+		for b, scale := range sc {
+			xs, ws := x[b*block:min((b+1)*block, len(x))], w[b*block:]
+			ws = ws[:len(xs)]
+			var s0, s1, s2, s3 int32
+			for len(xs) >= 4 && len(ws) >= 4 {
+				s0 += int32(xs[0]) * int32(ws[0])
+				s1 += int32(xs[1]) * int32(ws[1])
+				s2 += int32(xs[2]) * int32(ws[2])
+				s3 += int32(xs[3]) * int32(ws[3])
+				xs, ws = xs[4:], ws[4:]
+			}
+			sum += scale * float32(s0+s1+s2+s3)
+		}
+		a.out[r] = sum
+	}
+}
+
+// genericDotI4 begins with what is in out: the sums of the offsets.
+func genericDotI4(a *dotArgs) {
+	x := unsafe.Slice((*int16)(a.x), (a.n+127)/128*128)
+	blocks := int(a.n) / 32
+	per := int(a.block) / 32
+	for r, p := range a.w {
+		w := unsafe.Slice((*byte)(p), 16*blocks)
+		sc := unsafe.Slice((*float32)(unsafe.Add(a.sc, r*int(a.ldsc))), (blocks+per-1)/per)
+		sum := a.out[r]
+		for g, scale := range sc {
+			var s int32
+			for b := g * per; b < min((g+1)*per, blocks); b++ {
+				s += genericBlockI4(w[16*b:], x[b/4*128+b%4*8:])
+			}
+			sum += scale * float32(s)
+		}
+		a.out[r] = sum
+	}
+}
+
+// genericBlockI4 is the dot product of a block of 32 nibbles with x, in the order of permute.
+func genericBlockI4(w []byte, x []int16) (s int32) {
+	w = w[:16]
+	x0, x1, x2, x3 := x[:8], x[32:40], x[64:72], x[96:104]
+	for t := range 8 {
+		v := int32(binary.LittleEndian.Uint16(w[2*t:]))
+		s += v & 15 * int32(x0[t])
+		s += v >> 4 & 15 * int32(x1[t])
+		s += v >> 8 & 15 * int32(x2[t])
+		s += v >> 12 * int32(x3[t])
+	}
+	return s
+}
+
+// genericScales is the scales operation: see scaleArgs.
+func genericScales(a *scaleArgs) float32 {
+	n := int(a.n)
+	out, s := unsafe.Slice((*float32)(a.out), n), unsafe.Slice((*float32)(a.s), n)
+	scales := unsafe.Slice((*byte)(a.scales), 2*n)
+	for g := range out {
+		out[g] = s[g] * half(binary.LittleEndian.Uint16(scales[2*g:]))
+	}
+	if a.offsets == nil {
+		return 0
+	}
+	offsets, sums := unsafe.Slice((*byte)(a.offsets), 2*n), unsafe.Slice((*float32)(a.sums), n)
+	sum := float32(0)
+	for g := range sums {
+		sum += sums[g] * half(binary.LittleEndian.Uint16(offsets[2*g:]))
+	}
+	return sum
+}
+
+// tinyBlock is the magnitude below which a block of activations is taken for zero: the inverse of its scale would overflow.
+const tinyBlock = 1e-30
+
+// genericQuantize rounds x, by blocks, to multiples of scales[b] = max|x| / 32767, ties to even, and fills what is left of row and
+// scales with zeros. The scale of a block with a NaN is NaN, with an infinity infinite; its values are then of no account but zero
+// nowhere, so that each product with it is not finite.
+func genericQuantize(row []int16, scales, x []float32, block int) {
+	clear(row[len(x):])
+	nb := (len(x) + block - 1) / block
+	clear(scales[nb:])
+	for b := range nb {
+		xs := x[b*block : min((b+1)*block, len(x))]
+		out := row[b*block:][:len(xs)]
+		top := uint32(0)
+		for _, v := range xs {
+			top = max(top, math.Float32bits(v)&0x7fffffff)
+		}
+		m := math.Float32frombits(top)
+		switch {
+		case m < tinyBlock:
+			scales[b] = 0
+			clear(out)
+		case top >= 0xff<<23: // infinity or NaN
+			scales[b] = float32(math.NaN())
+			for i := range out {
+				out[i] = 1
+			}
+		default:
+			scales[b] = m * (1. / 32767)
+			inverse := 32767 / m
+			for i, v := range xs {
+				// Adding 1.5*2^23 leaves the rounded value in the low bits.
+				out[i] = int16(math.Float32bits(float32(v*inverse) + 0x1.8p23)) // the conversion forbids fusing
+			}
+		}
+	}
+}

@@ -1,0 +1,109 @@
+package simd
+
+import (
+	"os"
+	"slices"
+	"unsafe"
+
+	"xlstm/format"
+)
+
+// Path is one implementation of every operation.
+type Path struct {
+	name string
+
+	dots     [format.Int4 + 1][]dotKernel // by kind; descending numbers of vectors, the last takes one
+	quantize func(row []int16, scales, x []float32, block int)
+	scales   func(a *scaleArgs) float32
+
+	tileRows   int // rows of a packed tile, at most maxTileRows
+	floatTiles []tileKernel
+	intTiles   []tileKernel
+	widen      [format.Int4 + 1]func(dst, src unsafe.Pointer, n int)      // one row of n values, multiple of 32
+	transpose  func(dst, src unsafe.Pointer, ld uintptr, n int, rows int) // 32-bit units: dst[u*tileRows+r] = src[r][u]
+
+	streamRead func(b []byte) uint64
+	vectorOps
+}
+
+// dotKernel multiplies four rows with n vectors.
+type dotKernel struct {
+	n   int
+	run func(*dotArgs)
+}
+
+// tileKernel multiplies a packed tile with n vectors.
+type tileKernel struct {
+	n   int
+	run func(*tileArgs)
+}
+
+// dotArgs are the arguments of dot kernels. The assembly knows the offsets of its fields.
+type dotArgs struct {
+	w     [4]unsafe.Pointer // four rows of values, n each
+	x     unsafe.Pointer    // the first vector: float32, or int16
+	ldx   uintptr           // bytes between vectors
+	sc    unsafe.Pointer    // integers: float32 scales of the blocks, [vector][row]
+	ldsc  uintptr           // bytes between the scales of rows; 0 where rows share them
+	ldscx uintptr           // bytes between the scales of vectors
+	n     uintptr           // values, a multiple of 32
+	block uintptr           // integers: values that share a scale
+	next  unsafe.Pointer    // what will be read next: prefetched, never loaded
+	out   [16]float32       // [vector][row]
+}
+
+// tileArgs are the arguments of tile kernels: c[i][r] += sum_k w[k][r] x[i][k], for integers block by block, times ws[block][r]
+// and s[i][block]. The assembly knows the offsets of its fields.
+type tileArgs struct {
+	w      unsafe.Pointer // tile: float32 [k][tileRows], or int16 [k/2][tileRows][2]
+	x      unsafe.Pointer // float32 or int16
+	ldx    uintptr        // bytes between vectors
+	c      unsafe.Pointer // float32 [vector][tileRows]
+	k      uintptr        // values; integers: of a block
+	blocks uintptr        // integers: number of blocks
+	ws     unsafe.Pointer // integers: float32 [block][tileRows]
+	s      unsafe.Pointer // integers: float32 scales of x
+	lds    uintptr        // bytes between the scales of vectors
+}
+
+// scaleArgs are the arguments of the scales operation: out[g] = scale[g]*s[g]; it returns sum_g offset[g]*sums[g] where offsets
+// is not nil. The assembly knows the offsets of its fields.
+type scaleArgs struct {
+	out     unsafe.Pointer // float32
+	n       uintptr        // groups
+	scales  unsafe.Pointer // float16
+	offsets unsafe.Pointer // float16: minimums, or the scales again
+	s       unsafe.Pointer // float32 scales of the vector's blocks
+	sums    unsafe.Pointer // float32
+}
+
+// maxTileRows bounds Path.tileRows.
+const maxTileRows = 32
+
+var (
+	paths  = allPaths()
+	active = choose(os.Getenv("XLSTM_CPU"), paths)
+)
+
+// allPaths lists the implementations that this CPU can run, the plain one first and the best last.
+func allPaths() []*Path {
+	return append([]*Path{genericPath()}, archPaths()...)
+}
+
+// choose takes the last of paths, or the one called name where there is one: a path that the CPU lacks is not an error, for the
+// same setting has to serve all machines.
+func choose(name string, paths []*Path) *Path {
+	if i := slices.IndexFunc(paths, func(p *Path) bool { return p.name == name }); i >= 0 {
+		return paths[i]
+	}
+	return paths[len(paths)-1]
+}
+
+// Paths lists the implementations that this CPU can run, the best last.
+func Paths() []*Path { return slices.Clone(paths) }
+
+// Active is the implementation that the package's functions use.
+func Active() *Path { return active }
+
+// Name is what XLSTM_CPU calls the path: generic, avx2 or avx512.
+func (p *Path) Name() string { return p.name }
