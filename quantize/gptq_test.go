@@ -361,7 +361,7 @@ func BenchmarkMoments(b *testing.B) {
 }
 
 func BenchmarkCompensator(b *testing.B) {
-	for _, cols := range []int{1024, 4096} {
+	for _, cols := range []int{1024, 4096, 10944} {
 		x := correlated(1, 64, cols)
 		m := momentsOf(b, x, 64, cols)
 		sum := m.sum
