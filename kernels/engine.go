@@ -52,13 +52,18 @@ func CheckBatch(batch []Step, vocab int) error {
 	if len(batch) == 0 {
 		return errors.New("forward: empty batch")
 	}
-	seen := make(map[State]bool, len(batch))
+	var seen map[State]bool
+	if len(batch) > 1 { // decoding one sequence allocates nothing
+		seen = make(map[State]bool, len(batch))
+	}
 	for i := range batch {
 		s := &batch[i]
 		if s.State == nil || seen[s.State] {
 			return fmt.Errorf("forward: step %d has no state of its own", i)
 		}
-		seen[s.State] = true
+		if seen != nil {
+			seen[s.State] = true
+		}
 		if err := s.check(vocab); err != nil {
 			return fmt.Errorf("forward: step %d: %w", i, err)
 		}
