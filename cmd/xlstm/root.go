@@ -58,7 +58,7 @@ them, and measures with perplexity that the result is still the original model.`
 	root.SuggestionsMinimumDistance = 2
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usagef(cmd, "%w", err) })
 	root.AddCommand(
-		newPull(a), newTokenize(a), newCompletion(a), newVersion(a),
+		newPull(a), newInspect(a), newLogits(a), newTokenize(a), newCompletion(a), newVersion(a),
 	)
 	root.SetHelpCommand(newHelp())
 	return root

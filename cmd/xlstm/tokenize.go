@@ -2,10 +2,7 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -96,20 +93,4 @@ func (a *app) decode(t *tokenizer.Tokenizer, text []byte, name string, special b
 	}
 	_, err := a.out.Write(t.AppendBytes(nil, ids, tokenizer.Options{Special: special}))
 	return err
-}
-
-// tokenizerOf finds the tokenizer of what a name stands for.
-func (a *app) tokenizerOf(ctx context.Context, name string) (*tokenizer.Tokenizer, error) {
-	if info, err := os.Stat(name); err == nil && info.IsDir() {
-		name = filepath.Join(name, "tokenizer.json")
-	}
-	b, err := a.readInput(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	t, err := tokenizer.FromJSON(b)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
-	}
-	return t, nil
 }

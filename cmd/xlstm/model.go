@@ -1,0 +1,150 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"xlstm/checkpoints"
+	"xlstm/format"
+	"xlstm/kernels"
+	"xlstm/kernels/cpu"
+	"xlstm/oracle"
+	"xlstm/tokenizer"
+)
+
+// engineFlags choose and size the engine that runs a file.
+type engineFlags struct{ threads int }
+
+func (e *engineFlags) register(cmd *cobra.Command) {
+	cmd.Flags().IntVar(&e.threads, "threads", 0, "threads that compute (default: one a core)")
+}
+
+func (e *engineFlags) check(cmd *cobra.Command) error {
+	if e.threads < 0 || e.threads > 4096 {
+		return usagef(cmd, "--threads is %d, expected 1 to 4096", e.threads)
+	}
+	return nil
+}
+
+// openFile opens a converted file. What is plainly something else is said to be so.
+func (a *app) openFile(_ context.Context, name string) (*format.File, error) {
+	if info, err := os.Stat(name); err == nil && info.IsDir() {
+		return nil, fmt.Errorf("%s: is a directory, expected a converted file (xlstm convert %s -o model.xlstm makes one)", name, name)
+	}
+	return format.Open(name)
+}
+
+// openEngine starts the engine for a file.
+func openEngine(f *format.File, e engineFlags) (kernels.Engine, error) {
+	engine, err := cpu.Open(f, cpu.Options{Workers: e.threads})
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", f.Path(), err)
+	}
+	return engine, nil
+}
+
+// openFollower opens a file to compute logits with.
+func (a *app) openFollower(ctx context.Context, name string, e engineFlags) (follower, func() error, error) {
+	f, err := a.openFile(ctx, name)
+	if err != nil {
+		return nil, nil, err
+	}
+	engine, err := openEngine(f, e)
+	if err != nil {
+		return nil, nil, errors.Join(err, f.Close())
+	}
+	state, err := engine.NewState()
+	if err != nil {
+		return nil, nil, errors.Join(err, engine.Close(), f.Close())
+	}
+	closeAll := func() error { return errors.Join(state.Close(), engine.Close(), f.Close()) }
+	return &session{engine: engine, state: state, vocab: f.Config().VocabSize}, closeAll, nil
+}
+
+// openOracle opens a checkpoint to compute its own logits.
+func (a *app) openOracle(dir string) (follower, func() error, error) {
+	c, err := checkpoints.Open(dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	return oracle.New(c, oracle.Options{}).NewSession(), c.Close, nil
+}
+
+// session is an engine with the state of one sequence.
+type session struct {
+	engine kernels.Engine
+	state  kernels.State
+	vocab  int
+	logits []float32
+}
+
+// piece is how many tokens' logits are held at a time; 512 of a vocabulary of 50,304 take 103 MB.
+const piece = 512
+
+func (s *session) VocabSize() int { return s.vocab }
+
+func (s *session) Reset(context.Context) error { return s.state.Reset() }
+
+func (s *session) Forward(ctx context.Context, tokens []int32, yield func(t int, logits []float32) error) error {
+	for at := 0; at < len(tokens); at += piece {
+		part := tokens[at:min(at+piece, len(tokens))]
+		if need := len(part) * s.vocab; cap(s.logits) < need {
+			s.logits = make([]float32, need)
+		}
+		logits := s.logits[:len(part)*s.vocab]
+		if err := s.engine.Forward(ctx, []kernels.Step{{State: s.state, Tokens: part, Logits: logits}}); err != nil {
+			return err
+		}
+		for i := range part {
+			if err := yield(at+i, logits[i*s.vocab:(i+1)*s.vocab]); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// tokenizerOf finds the tokenizer of what a name stands for: a converted file, a checkpoint's directory or a tokenizer.json.
+func (a *app) tokenizerOf(ctx context.Context, name string) (*tokenizer.Tokenizer, error) {
+	if info, err := os.Stat(name); err == nil && info.IsDir() {
+		name = filepath.Join(name, "tokenizer.json")
+	}
+	if filepath.Ext(name) != ".json" {
+		return a.fileTokenizer(ctx, name)
+	}
+	b, err := a.readInput(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	t, err := tokenizer.FromJSON(b)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return t, nil
+}
+
+func (a *app) fileTokenizer(ctx context.Context, name string) (*tokenizer.Tokenizer, error) {
+	f, err := a.openFile(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return loadTokenizer(f)
+}
+
+// loadTokenizer loads the tokenizer that a file holds.
+func loadTokenizer(f *format.File) (*tokenizer.Tokenizer, error) {
+	if len(f.Tokenizer()) == 0 {
+		return nil, fmt.Errorf("%s: the file holds no tokenizer: its checkpoint had none", f.Path())
+	}
+	t, err := tokenizer.Load(f.Tokenizer())
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", f.Path(), err)
+	}
+	return t, nil
+}
