@@ -27,6 +27,7 @@ type Config struct {
 	UseBias  bool `json:"use_bias"`       // biases beside those of the two gates, which are always there
 	Tied     bool `json:"tied_embedding"` // the checkpoint has no head of its own: the head is its embedding
 	OutNorm  bool `json:"out_norm"`       // an RMS norm before the head
+	HeadBias bool `json:"head_bias"`      // of a file: its head has a bias, folded from the output norm's
 	BOS      int  `json:"bos_token"`      // beginning-of-text id, -1 where there is none
 	ForceBOS bool `json:"force_bos"`      // every text begins with BOS, as the model was trained
 }
