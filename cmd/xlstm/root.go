@@ -58,7 +58,14 @@ them, and measures with perplexity that the result is still the original model.`
 	root.SuggestionsMinimumDistance = 2
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usagef(cmd, "%w", err) })
 	root.AddCommand(
-		newPull(a), newInspect(a), newLogits(a), newTokenize(a), newCompletion(a), newVersion(a),
+		newBench(a),
+		newCompletion(a),
+		newInspect(a),
+		newLogits(a),
+		newPull(a),
+		newTokenize(a),
+		newVerify(a),
+		newVersion(a),
 	)
 	root.SetHelpCommand(newHelp())
 	return root
