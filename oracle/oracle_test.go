@@ -2,83 +2,31 @@ package oracle_test
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"math"
-	"os"
 	"path/filepath"
 	"slices"
 	"testing"
 
-	"github.com/nlpodyssey/safetensors"
-
 	"xlstm/checkpoints"
 	"xlstm/format"
+	"xlstm/internal/golden"
 	"xlstm/oracle"
 )
 
-const fixtures = "../testdata/fixtures"
-
-// expected is what the original computed for a fixture.
-type expected struct {
-	ids          [][]int32   // [B][T]
-	nll          [][]float64 // [B][T-1]
-	logits, last [][]float32 // [B] of T*V values, [B] of V; nil where not stored
-	tensors      safetensors.SafeTensors
-}
-
-func load(t *testing.T, name string) (*checkpoints.Checkpoint, expected) {
+func load(t *testing.T, name string) (*checkpoints.Checkpoint, *golden.Values) {
 	t.Helper()
-	c, err := checkpoints.Open(filepath.Join(fixtures, name))
+	dir := filepath.Join("../testdata/fixtures", name)
+	c, err := checkpoints.Open(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	b, err := os.ReadFile(filepath.Join(fixtures, name, "expected.safetensors"))
+	g, err := golden.Read(filepath.Join(dir, "expected.safetensors"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	var e expected
-	if e.tensors, err = safetensors.Deserialize(b); err != nil {
-		t.Fatal(err)
-	}
-	ids, _ := e.tensors.Tensor("input_ids")
-	batch, n := int(ids.Shape()[0]), int(ids.Shape()[1])
-	for i := range batch {
-		var row []int32
-		for j := range n {
-			row = append(row, int32(binary.LittleEndian.Uint64(ids.Data()[8*(i*n+j):])))
-		}
-		e.ids = append(e.ids, row)
-		var nll []float64
-		for _, x := range e.floats("nll")[i*(n-1) : (i+1)*(n-1)] {
-			nll = append(nll, float64(x))
-		}
-		e.nll = append(e.nll, nll)
-	}
-	e.logits, e.last = e.rows("logits", batch), e.rows("logits_last", batch)
-	return c, e
-}
-
-// floats are a float32 tensor's values, nil where there is none of that name.
-func (e *expected) floats(name string) []float32 {
-	v, ok := e.tensors.Tensor(name)
-	if !ok {
-		return nil
-	}
-	var f []float32
-	for i := 0; i < len(v.Data()); i += 4 {
-		f = append(f, math.Float32frombits(binary.LittleEndian.Uint32(v.Data()[i:])))
-	}
-	return f
-}
-
-func (e *expected) rows(name string, batch int) [][]float32 {
-	f := e.floats(name)
-	if f == nil {
-		return nil
-	}
-	return slices.Collect(slices.Chunk(f, len(f)/batch))
+	return c, g
 }
 
 // run collects the logits of tokens fed in pieces of the given size.
@@ -126,14 +74,15 @@ func TestFixtures(t *testing.T) {
 	for _, name := range []string{"tiny-fp32", "tiny-bf16-sharded", "tiny-fp16", "tiny-fused", "tiny-bias", "tiny-tied", "tiny-nxai-layout", "tiny-long"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			c, e := load(t, name)
+			c, g := load(t, name)
 			o := oracle.New(c, oracle.Options{})
 			tolerance := 2e-4
 			if name == "tiny-nxai-layout" {
 				tolerance = 5e-3 // the original's two forms differ by 3e-3 there
 			}
 			sum, want, n := 0.0, 0.0, 0
-			for b, ids := range e.ids {
+			for b := range g.Shape("input_ids")[0] {
+				ids := g.Tokens("input_ids", b)
 				if raceEnabled {
 					ids = ids[:min(len(ids), 24)]
 				}
@@ -142,18 +91,18 @@ func TestFixtures(t *testing.T) {
 				v := o.VocabSize()
 				for i := range ids[1:] {
 					sum += nll(got[i*v:(i+1)*v], ids[i+1])
-					want += e.nll[b][i]
+					want += float64(g.Floats("nll", b)[i])
 					n++
 				}
-				if e.logits != nil {
-					if d := maxDiff(got, e.logits[b][:len(got)]); !(d <= tolerance) {
+				if logits := g.Floats("logits", b); logits != nil {
+					if d := maxDiff(got, logits[:len(got)]); !(d <= tolerance) {
 						t.Errorf("sequence %d: logits differ by %g", b, d)
 					} else {
 						t.Logf("sequence %d: logits differ by %g", b, d)
 					}
 				}
-				if e.last != nil && !raceEnabled {
-					if d := maxDiff(got[len(got)-v:], e.last[b]); !(d <= tolerance) {
+				if last := g.Floats("logits_last", b); last != nil && !raceEnabled {
+					if d := maxDiff(got[len(got)-v:], last); !(d <= tolerance) {
 						t.Errorf("sequence %d: last logits differ by %g", b, d)
 					}
 				}
@@ -171,10 +120,7 @@ func TestFixtures(t *testing.T) {
 func checkPieces(t *testing.T, o *oracle.Oracle, ids []int32, want []float32, wantState *oracle.State) {
 	t.Helper()
 	s := o.NewState()
-	fed := len(ids)
-	if fed > 500 {
-		fed = 50
-	}
+	fed := min(len(ids)/2, 50)
 	got := run(t, o, s, ids[:fed], 1)
 	for _, n := range []int{1, 2, 3, 5, 64, 1000, 7, len(ids)} {
 		n = min(n, len(ids)-fed)
@@ -193,28 +139,27 @@ func checkPieces(t *testing.T, o *oracle.Oracle, ids []int32, want []float32, wa
 
 // TestState compares the state after the last token with the original's.
 func TestState(t *testing.T) {
-	c, e := load(t, "tiny-fp32")
+	c, g := load(t, "tiny-fp32")
 	o := oracle.New(c, oracle.Options{Workers: 1})
-	for b, ids := range e.ids[:1] {
-		s := o.NewState()
-		if err := o.Forward(context.Background(), ids, s, nil); err != nil {
-			t.Fatal(err)
-		}
-		for block, got := range map[string]oracle.BlockState{"state.0.": s.Blocks[0], "state.2.": s.Blocks[2]} {
-			for name, x := range map[string][]float32{"C": got.C, "n": got.N, "m": got.M} {
-				if d := maxDiff(x, e.rows(block+name, len(e.ids))[b]); !(d <= 2e-4) {
-					t.Errorf("%s%s of sequence %d differs by %g", block, name, b, d)
-				}
+	ids := g.Tokens("input_ids", 1)
+	s := o.NewState()
+	if err := o.Forward(context.Background(), ids, s, nil); err != nil {
+		t.Fatal(err)
+	}
+	for block, got := range map[string]oracle.BlockState{"state.0.": s.Blocks[0], "state.2.": s.Blocks[2]} {
+		for name, x := range map[string][]float32{"C": got.C, "n": got.N, "m": got.M} {
+			if d := maxDiff(x, g.Floats(block+name, 1)); !(d <= 2e-4) {
+				t.Errorf("%s%s differs by %g", block, name, d)
 			}
 		}
-		if got := len(s.Floats()); got != c.Config().StateFloats() {
-			t.Errorf("state of %d values, expected %d", got, c.Config().StateFloats())
-		}
+	}
+	if got := len(s.Floats()); got != c.Config().StateFloats() {
+		t.Errorf("state of %d values, expected %d", got, c.Config().StateFloats())
 	}
 }
 
 func TestSession(t *testing.T) {
-	c, e := load(t, "tiny-bias")
+	c, g := load(t, "tiny-bias")
 	blocks := 0
 	o := oracle.New(c, oracle.Options{OnBlock: func(done, of int) { blocks += done * of }})
 	s := o.NewSession()
@@ -223,11 +168,11 @@ func TestSession(t *testing.T) {
 			t.Fatal(err)
 		}
 		var got []float32
-		err := s.Forward(context.Background(), e.ids[0][:20], func(_ int, logits []float32) error {
+		err := s.Forward(context.Background(), g.Tokens("input_ids", 0)[:20], func(_ int, logits []float32) error {
 			got = append(got, logits...)
 			return nil
 		})
-		if err != nil || !(maxDiff(got, e.logits[0][:len(got)]) < 2e-4) || len(got) != 20*s.VocabSize() {
+		if err != nil || !(maxDiff(got, g.Floats("logits", 0)[:len(got)]) < 2e-4) || len(got) != 20*s.VocabSize() {
 			t.Errorf("%d logits: %v", len(got), err)
 		}
 	}
@@ -237,7 +182,7 @@ func TestSession(t *testing.T) {
 }
 
 func TestForwardErrors(t *testing.T) {
-	c, e := load(t, "tiny-tied")
+	c, g := load(t, "tiny-tied")
 	o := oracle.New(c, oracle.Options{})
 	ctx := context.Background()
 	for _, id := range []int32{-1, 300} {
@@ -246,22 +191,22 @@ func TestForwardErrors(t *testing.T) {
 		}
 	}
 	other, _ := load(t, "tiny-fp32")
-	if err := o.Forward(ctx, e.ids[0], oracle.New(other, oracle.Options{}).NewState(), nil); err == nil {
+	if err := o.Forward(ctx, g.Tokens("input_ids", 0), oracle.New(other, oracle.Options{}).NewState(), nil); err == nil {
 		t.Error("another model's state: no error")
 	}
 	stop := errors.New("stop")
 	calls := 0
-	err := o.Forward(ctx, e.ids[0], o.NewState(), func(int, []float32) error { calls++; return stop })
+	err := o.Forward(ctx, g.Tokens("input_ids", 0), o.NewState(), func(int, []float32) error { calls++; return stop })
 	if !errors.Is(err, stop) || calls != 1 {
 		t.Errorf("yield's error after %d calls: %v", calls, err)
 	}
 	cancelled, cancel := context.WithCancel(ctx)
 	cancel()
-	if err := o.Forward(cancelled, e.ids[0], o.NewState(), nil); !errors.Is(err, context.Canceled) {
+	if err := o.Forward(cancelled, g.Tokens("input_ids", 0), o.NewState(), nil); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
 	c.Close()
-	if err := o.Forward(ctx, e.ids[0], o.NewState(), nil); err == nil {
+	if err := o.Forward(ctx, g.Tokens("input_ids", 0), o.NewState(), nil); err == nil {
 		t.Error("closed checkpoint: no error")
 	}
 }
