@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"unsafe"
 )
 
 // File is an opened .xlstm file. It is safe for concurrent use until Close.
@@ -265,6 +266,22 @@ func (f *File) Tensor(name string) (Tensor, bool) {
 // Fingerprint identifies the model: it is the same for two files exactly if they have the same config, tokenizer and stored
 // tensors, wherever they came from.
 func (f *File) Fingerprint() [sha256.Size]byte { return f.fingerprint }
+
+// Release lets the memory of b go, a part of what the file handed out, which was read and will not be soon. It can be read again.
+// It keeps a program small that streams through a file larger than the machine's memory.
+func (f *File) Release(b []byte) error {
+	if len(b) == 0 {
+		return nil
+	}
+	off := int(uintptr(unsafe.Pointer(unsafe.SliceData(b))) - uintptr(unsafe.Pointer(unsafe.SliceData(f.data))))
+	if len(f.data) == 0 || off < 0 || off > len(f.data) || len(b) > len(f.data)-off {
+		return fmt.Errorf("release memory of %s: %d bytes that are not the file's", f.path, len(b))
+	}
+	if err := releasePages(f.data, off, off+len(b)); err != nil {
+		return fmt.Errorf("release memory of %s: %w", f.path, err)
+	}
+	return nil
+}
 
 // Close unmaps the file.
 func (f *File) Close() error {

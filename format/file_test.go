@@ -322,6 +322,22 @@ func TestOpenErrors(t *testing.T) {
 	}
 }
 
+func TestRelease(t *testing.T) {
+	path, stored := smallFile(t, smallConfig())
+	f := openFile(t, path)
+	for i, x := range f.Tensors() {
+		if err := f.Release(x.Data[:len(x.Data)/2]); err != nil {
+			t.Errorf("%s: %v", x.Name, err)
+		}
+		if !bytes.Equal(x.Data, stored[i]) {
+			t.Errorf("%s: changed", x.Name)
+		}
+	}
+	if err := f.Release(make([]byte, 10)); err == nil {
+		t.Error("released memory that is not the file's")
+	}
+}
+
 func TestSpecsMatchTheirCount(t *testing.T) {
 	for _, c := range []Config{smallConfig(), biasConfig()} {
 		specs := Specs(&c, mixed())

@@ -22,6 +22,9 @@ func mapFile(f *os.File, size int) ([]byte, error) {
 	return unsafe.Slice((*byte)(p), size), nil
 }
 
+// releasePages does nothing: the system takes clean pages back by itself.
+func releasePages([]byte, int, int) error { return nil }
+
 func unmapFile(b []byte) error {
 	return windows.UnmapViewOfFile(uintptr(unsafe.Pointer(unsafe.SliceData(b))))
 }
