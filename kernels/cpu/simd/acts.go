@@ -17,7 +17,8 @@ type Acts struct {
 	f   []float32 // [n, ldf] fp32, fp16, bf16
 	ldf int
 	// int8, int4: quantized values [n, ldq], their scales [n, lds], and for int4 what a group's offset is multiplied by [n, lds]:
-	// the sum of its values, or with symmetric encodings and dot products -8 times that, the offset being the group's scale.
+	// the sum of its values, or with symmetric encodings and dot products -8 times that, the offset being the group's scale. For
+	// int4's dot products the values are in the order of genericPermute.
 	q    []int16
 	ldq  int
 	s    []float32
@@ -50,9 +51,7 @@ func (a *Acts) Resize(n, cols int, enc format.Encoding) {
 		a.lds = padded/a.block + 16 // kernels read 16 scales at a time
 		a.q = growAligned(a.q, n*a.ldq)
 		a.s = growAligned(a.s, n*a.lds)
-		if enc.Kind == format.Int4 {
-			a.sums = growAligned(a.sums, n*a.lds)
-		}
+		a.sums = growAligned(a.sums, n*a.lds)
 	default:
 		a.ldf = stagger(4*format.PaddedCols(cols)) / 4
 		a.f = growAligned(a.f, n*a.ldf)
@@ -89,50 +88,24 @@ func (p *Path) SetRow(a *Acts, i int, x []float32) {
 	case format.Int8, format.Int4:
 		row := a.q[i*a.ldq : (i+1)*a.ldq]
 		scales := a.s[i*a.lds : (i+1)*a.lds]
-		p.quantize(row, scales, x, a.block)
-		if a.enc.Kind == format.Int4 {
-			a.sumGroups(a.sums[i*a.lds:(i+1)*a.lds], row, scales)
-			if !a.tiles {
-				permute(row)
+		sums := a.sums[i*a.lds : (i+1)*a.lds]
+		p.quantize(row, scales, sums, x, a.block)
+		if a.enc.Kind != format.Int4 {
+			return
+		}
+		factor := float32(1)
+		if !a.tiles {
+			p.permute(row)
+			if !a.enc.Asymmetric {
+				factor = -8
 			}
+		}
+		for g, scale := range scales {
+			sums[g] *= factor * scale
 		}
 	default:
 		row := a.f[i*a.ldf : (i+1)*a.ldf]
 		clear(row[copy(row, x):])
-	}
-}
-
-// sumGroups fills sums with what the offsets of int4 groups are multiplied by.
-func (a *Acts) sumGroups(sums []float32, row []int16, scales []float32) {
-	factor := float32(1)
-	if !a.tiles && !a.enc.Asymmetric {
-		factor = -8
-	}
-	clear(sums)
-	for g := range (a.cols + a.block - 1) / a.block {
-		sum := int32(0)
-		for _, q := range row[g*a.block : (g+1)*a.block] {
-			sum += int32(q)
-		}
-		sums[g] = factor * float32(sum) * scales[g]
-	}
-}
-
-// permute brings each 128 values of int4 activations into the order in which 64 bytes of nibbles give theirs, 16 bits at a
-// time: word t of block b (8 words a block of 32) holds values 2t, 2t+16, 2t+1 and 2t+17 of the block in its nibbles from low
-// to high. So the order is: nibble, block, word.
-func permute(row []int16) {
-	var tmp [128]int16
-	for ; len(row) >= 128; row = row[128:] {
-		copy(tmp[:], row)
-		for s := range 4 {
-			from := s%2*16 + s/2
-			for b := range 4 {
-				for t := range 8 {
-					row[s*32+b*8+t] = tmp[b*32+from+2*t]
-				}
-			}
-		}
 	}
 }
 

@@ -1,4 +1,281 @@
 package simd
 
+import (
+	"github.com/klauspost/cpuid/v2"
+
+	"xlstm/format"
+)
+
 // archPaths lists the implementations in assembly that this CPU can run, the best last.
-func archPaths() []*Path { return nil }
+func archPaths() []*Path {
+	if !cpuid.CPU.Supports(cpuid.AVX2, cpuid.FMA3, cpuid.F16C, cpuid.BMI2) {
+		return nil
+	}
+	paths := []*Path{avx2Path()}
+	if cpuid.CPU.Supports(cpuid.AVX512F, cpuid.AVX512BW, cpuid.AVX512DQ, cpuid.AVX512VL, cpuid.AVX512VNNI) {
+		paths = append(paths, avx512Path())
+	}
+	return paths
+}
+
+func avx2Path() *Path {
+	p := &Path{
+		name:       "avx2",
+		quantize:   quantizeAVX2,
+		permute:    permuteInPlaceAVX2,
+		scales:     scalesAVX2,
+		tileRows:   16,
+		floatTiles: []tileKernel{{6, floatTilex6AVX2}, {4, floatTilex4AVX2}, {2, floatTilex2AVX2}, {1, floatTilex1AVX2}},
+		intTiles:   []tileKernel{{6, intTilex6AVX2}, {4, intTilex4AVX2}, {2, intTilex2AVX2}, {1, intTilex1AVX2}},
+		transpose:  transposeAVX2,
+		streamRead: func(b []byte) uint64 { return streamReadWith(b, streamReadAVX2) },
+		vectorOps:  avx2VectorOps,
+	}
+	p.dots[format.FP32] = []dotKernel{{2, dotF32x2AVX2}, {1, dotF32x1AVX2}}
+	p.dots[format.FP16] = []dotKernel{{2, dotF16x2AVX2}, {1, dotF16x1AVX2}}
+	p.dots[format.BF16] = []dotKernel{{2, dotBF16x2AVX2}, {1, dotBF16x1AVX2}}
+	p.dots[format.Int8] = []dotKernel{{2, dotI8x2AVX2}, {1, dotI8x1AVX2}}
+	p.dots[format.Int4] = []dotKernel{{2, dotI4x2AVX2}, {1, dotI4x1AVX2}}
+	p.widen[format.FP32] = genericWidenF32
+	p.widen[format.FP16] = widenF16AVX2
+	p.widen[format.BF16] = widenBF16AVX2
+	p.widen[format.Int8] = widenI8AVX2
+	p.widen[format.Int4] = widenI4AVX2
+	return p
+}
+
+// avx512Path is avx2's with what is different.
+func avx512Path() *Path {
+	p := avx2Path()
+	p.name = "avx512"
+	p.tileRows = 32
+	p.floatTiles = []tileKernel{{12, floatTilex12AVX512}, {8, floatTilex8AVX512}, {4, floatTilex4AVX512}, {2, floatTilex2AVX512}, {1, floatTilex1AVX512}}
+	p.intTiles = []tileKernel{{12, intTilex12AVX512}, {8, intTilex8AVX512}, {4, intTilex4AVX512}, {2, intTilex2AVX512}, {1, intTilex1AVX512}}
+	p.streamRead = func(b []byte) uint64 { return streamReadWith(b, streamReadAVX512) }
+	p.step = stepAVX512
+	p.dots[format.FP32] = []dotKernel{{4, dotF32x4AVX512}, {2, dotF32x2AVX512}, {1, dotF32x1AVX512}}
+	p.dots[format.FP16] = []dotKernel{{4, dotF16x4AVX512}, {2, dotF16x2AVX512}, {1, dotF16x1AVX512}}
+	p.dots[format.BF16] = []dotKernel{{4, dotBF16x4AVX512}, {2, dotBF16x2AVX512}, {1, dotBF16x1AVX512}}
+	p.dots[format.Int8] = []dotKernel{{2, dotI8x2AVX512}, {1, dotI8x1AVX512}}
+	p.dots[format.Int4] = []dotKernel{{2, dotI4x2AVX512}, {1, dotI4x1AVX512}}
+	return p
+}
+
+// quantizeAVX2 is genericQuantize.
+func quantizeAVX2(row []int16, scales, sums, x []float32, block int) {
+	whole := len(x) / block
+	for b := range whole {
+		in, out := &x[b*block], row[b*block:(b+1)*block]
+		scale, inverse := blockScale(maxAbsAVX2(in, block))
+		scales[b] = scale
+		if inverse != 0 {
+			sums[b] = float32(roundAVX2(&out[0], in, block, inverse))
+		} else {
+			sums[b] = fillBlock(out, scale)
+		}
+	}
+	genericQuantize(row[whole*block:], scales[whole:], sums[whole:], x[whole*block:], block)
+}
+
+func permuteInPlaceAVX2(row []int16) {
+	var tmp [128]int16
+	for ; len(row) >= 128; row = row[128:] {
+		copy(tmp[:], row)
+		permuteAVX2(&row[0], &tmp[0], 128)
+	}
+}
+
+// streamReadWith sums multiples of 512 bytes with kernel.
+func streamReadWith(b []byte, kernel func(b *byte, n int) uint64) uint64 {
+	whole := len(b) &^ 511
+	sum := genericStreamRead(b[whole:])
+	if whole > 0 {
+		sum += kernel(&b[0], whole)
+	}
+	return sum
+}
+
+var avx2VectorOps = vectorOps{
+	dot:        dotVectors,
+	sumSquares: func(x []float32) float32 { return dotVectors(x, x) },
+	axpy: func(y, x []float32, alpha float32) {
+		if n := len(x) &^ 7; n > 0 {
+			axpyAVX2(&y[0], &x[0], n, alpha)
+		}
+		genericAxpy(y[len(x)&^7:], x[len(x)&^7:], alpha)
+	},
+	scaleTo: func(dst, x []float32, alpha float32) {
+		if n := len(x) &^ 7; n > 0 {
+			scaleToAVX2(&dst[0], &x[0], n, alpha)
+		}
+		genericScaleTo(dst[len(x)&^7:], x[len(x)&^7:], alpha)
+	},
+	normTo: func(dst, x []float32, mean, factor float32) {
+		if n := len(x) &^ 7; n > 0 {
+			normToAVX2(&dst[0], &x[0], n, mean, factor)
+		}
+		genericNormTo(dst[len(x)&^7:], x[len(x)&^7:], mean, factor)
+	},
+	variance:   varianceAVX2,
+	sigmoidMul: sigmoidMulVectors,
+	siluMul:    siluMulVectors,
+	sigmoid:    sigmoidVectors,
+	softCap:    softCapVectors,
+	max:        maxVector,
+	sumExp:     sumExpVector,
+	step:       stepAVX2,
+}
+
+// The kernels take multiples of 8 values. What is left goes through them too, padded, so that a value's result does not depend
+// on where it stands.
+
+func dotVectors(x, y []float32) float32 {
+	var px, py [8]float32
+	n := len(x) &^ 7
+	copy(px[:], x[n:])
+	copy(py[:], y[n:])
+	sum := dotAVX2(&px[0], &py[0], 8)
+	if n > 0 {
+		sum += dotAVX2(&x[0], &y[0], n)
+	}
+	return sum
+}
+
+func varianceAVX2(x []float32) (mean, variance float32) {
+	var p [8]float32
+	n := len(x) &^ 7
+	copy(p[:], x[n:])
+	sum := sumAVX2(&p[0], 8)
+	if n > 0 {
+		sum += sumAVX2(&x[0], n)
+	}
+	mean = sum / float32(len(x))
+	for i := len(x) - n; i < len(p); i++ {
+		p[i] = mean
+	}
+	sum = sumSquaresAboutAVX2(&p[0], 8, mean)
+	if n > 0 {
+		sum += sumSquaresAboutAVX2(&x[0], n, mean)
+	}
+	return mean, sum / float32(len(x))
+}
+
+func sigmoidMulVectors(dst, x, y []float32) {
+	n := len(x) &^ 7
+	if n > 0 {
+		sigmoidMulAVX2(&dst[0], &x[0], &y[0], n)
+	}
+	if n < len(x) {
+		var px, py [8]float32
+		copy(px[:], x[n:])
+		copy(py[:], y[n:])
+		sigmoidMulAVX2(&px[0], &px[0], &py[0], 8)
+		copy(dst[n:], px[:])
+	}
+}
+
+func siluMulVectors(dst, gate, up []float32) {
+	n := len(gate) &^ 7
+	if n > 0 {
+		siluMulAVX2(&dst[0], &gate[0], &up[0], n)
+	}
+	if n < len(gate) {
+		var px, py [8]float32
+		copy(px[:], gate[n:])
+		copy(py[:], up[n:])
+		siluMulAVX2(&px[0], &px[0], &py[0], 8)
+		copy(dst[n:], px[:])
+	}
+}
+
+func sigmoidVectors(dst, x []float32) {
+	n := len(x) &^ 7
+	if n > 0 {
+		sigmoidAVX2(&dst[0], &x[0], n)
+	}
+	if n < len(x) {
+		var p [8]float32
+		copy(p[:], x[n:])
+		sigmoidAVX2(&p[0], &p[0], 8)
+		copy(dst[n:], p[:])
+	}
+}
+
+func softCapVectors(x []float32, c float32) {
+	n := len(x) &^ 7
+	if n > 0 {
+		softCapAVX2(&x[0], n, c)
+	}
+	if n < len(x) {
+		var p [8]float32
+		copy(p[:], x[n:])
+		softCapAVX2(&p[0], 8, c)
+		copy(x[n:], p[:])
+	}
+}
+
+func maxVector(x []float32) float32 {
+	n := len(x) &^ 7
+	if n == 0 {
+		return genericMax(x)
+	}
+	top := maxAVX2(&x[0], n)
+	for _, v := range x[n:] {
+		top = max(top, v)
+	}
+	return top
+}
+
+func sumExpVector(x []float32, shift float32) float64 {
+	n := len(x) &^ 7
+	sum := genericSumExp(x[n:], shift)
+	if n > 0 {
+		sum += sumExpAVX2(&x[0], n, shift)
+	}
+	return sum
+}
+
+// The steps take four rows of C at a time, then one; the columns behind the last whole vector are left to plain Go.
+
+func stepAVX2(c []float32, ldc int, k, q, v, h []float32, a, b float32) {
+	n := len(v) &^ 7
+	genericStep(c[n:], ldc, k, q, v[n:], h[n:], a, b)
+	if n == 0 {
+		return
+	}
+	i := 0
+	for ; i+4 <= len(k); i += 4 {
+		coef := stepCoefficients(k[i:i+4], q[i:i+4], a, b)
+		step4AVX2(&c[i*ldc], uintptr(4*ldc), &v[0], &h[0], n, &coef)
+	}
+	for ; i < len(k); i++ {
+		coef := stepCoefficients(k[i:i+1], q[i:i+1], a, b)
+		step1AVX2(&c[i*ldc], uintptr(4*ldc), &v[0], &h[0], n, &coef)
+	}
+}
+
+func stepAVX512(c []float32, ldc int, k, q, v, h []float32, a, b float32) {
+	n := len(v) &^ 15
+	genericStep(c[n:], ldc, k, q, v[n:], h[n:], a, b)
+	if n == 0 {
+		return
+	}
+	i := 0
+	for ; i+4 <= len(k); i += 4 {
+		coef := stepCoefficients(k[i:i+4], q[i:i+4], a, b)
+		step4AVX512(&c[i*ldc], uintptr(4*ldc), &v[0], &h[0], n, &coef)
+	}
+	for ; i < len(k); i++ {
+		coef := stepCoefficients(k[i:i+1], q[i:i+1], a, b)
+		step1AVX512(&c[i*ldc], uintptr(4*ldc), &v[0], &h[0], n, &coef)
+	}
+}
+
+// stepCoefficients are a, b*k of up to four rows, q of up to four rows.
+func stepCoefficients(k, q []float32, a, b float32) (coef [9]float32) {
+	coef[0] = a
+	for r := range k {
+		coef[1+r], coef[5+r] = b*k[r], q[r]
+	}
+	return coef
+}

@@ -49,6 +49,9 @@ func (p *Path) mulDots(m *Matrix, dst []float32, ldd int, a *Acts, r0, r1 int, s
 	d := &s.dot
 	d.n = uintptr(format.PaddedCols(m.Cols))
 	d.block = uintptr(a.block)
+	if m.Enc.Kind == format.Int4 {
+		d.setInt4()
+	}
 	for r := r0; r < r1; r += 4 {
 		for j := range d.w {
 			// Behind the last row comes the last row again: what is computed of it is dropped.

@@ -1,7 +1,5 @@
 package simd
 
-import "unsafe"
-
 // Gemm computes C = alpha*op(A)*op(B) + beta*C, row by row, where op(A) is m x k (A itself, or the transpose of the k x m matrix A
 // where transA is set), op(B) is k x n, and lda, ldb and ldc are the distances of stored rows. C is written without being read
 // where beta is 0. C must not overlap A or B.
@@ -57,7 +55,7 @@ func (p *Path) packB(s *Scratch, tile []float32, trans bool, b []float32, ldb, f
 		return
 	}
 	if have == p.tileRows && kn%16 == 0 {
-		p.transpose(unsafe.Pointer(&tile[0]), unsafe.Pointer(&b[first*ldb+l]), uintptr(4*ldb), kn, p.tileRows)
+		p.transpose(bytesOf(&tile[0]), bytesOf(&b[first*ldb+l]), uintptr(4*ldb), kn, p.tileRows)
 		return
 	}
 	for j := range have {

@@ -11,6 +11,7 @@ func genericPath() *Path {
 	p := &Path{
 		name:       "generic",
 		quantize:   genericQuantize,
+		permute:    genericPermute,
 		scales:     genericScales,
 		tileRows:   genericRows,
 		floatTiles: []tileKernel{{2, genericFloatTile2}, {1, genericFloatTile1}},

@@ -102,7 +102,7 @@ func genericDotI4(a *dotArgs) {
 	}
 }
 
-// genericBlockI4 is the dot product of a block of 32 nibbles with x, in the order of permute.
+// genericBlockI4 is the dot product of a block of 32 nibbles with x, in the order of genericPermute.
 func genericBlockI4(w []byte, x []int16) (s int32) {
 	w = w[:16]
 	x0, x1, x2, x3 := x[:8], x[32:40], x[64:72], x[96:104]
@@ -138,36 +138,74 @@ func genericScales(a *scaleArgs) float32 {
 // tinyBlock is the magnitude below which a block of activations is taken for zero: the inverse of its scale would overflow.
 const tinyBlock = 1e-30
 
-// genericQuantize rounds x, by blocks, to multiples of scales[b] = max|x| / 32767, ties to even, and fills what is left of row and
-// scales with zeros. The scale of a block with a NaN is NaN, with an infinity infinite; its values are then of no account but zero
-// nowhere, so that each product with it is not finite.
-func genericQuantize(row []int16, scales, x []float32, block int) {
+// blockScale gives a block's scale and what its values are multiplied by, from the bits of its largest magnitude. Where that is
+// 0, the block is all zero or, the scale being NaN, has a value that is not finite: see fillBlock.
+func blockScale(top uint32) (scale, inverse float32) {
+	m := math.Float32frombits(top)
+	switch {
+	case top >= 0xff<<23: // infinity or NaN
+		return float32(math.NaN()), 0
+	case m < tinyBlock:
+		return 0, 0
+	}
+	return m * (1. / 32767), 32767 / m
+}
+
+// fillBlock fills a block that is not rounded and returns the sum of its values.
+func fillBlock(out []int16, scale float32) float32 {
+	value := int16(0)
+	if scale != 0 { // NaN makes all products NaN, whatever the values
+		value = 1
+	}
+	for i := range out {
+		out[i] = value
+	}
+	return float32(int(value) * len(out))
+}
+
+// genericQuantize rounds x, by blocks, to multiples of scales[b] = max|x| / 32767, ties to even, puts the sum of a block's
+// integers to sums[b], exact for blocks up to 256, and fills what is left of row, scales and sums with zeros.
+func genericQuantize(row []int16, scales, sums, x []float32, block int) {
 	clear(row[len(x):])
-	nb := (len(x) + block - 1) / block
-	clear(scales[nb:])
-	for b := range nb {
+	blocks := (len(x) + block - 1) / block
+	clear(scales[blocks:])
+	clear(sums[blocks:])
+	for b := range blocks {
 		xs := x[b*block : min((b+1)*block, len(x))]
 		out := row[b*block:][:len(xs)]
 		top := uint32(0)
 		for _, v := range xs {
 			top = max(top, math.Float32bits(v)&0x7fffffff)
 		}
-		m := math.Float32frombits(top)
-		switch {
-		case m < tinyBlock:
-			scales[b] = 0
-			clear(out)
-		case top >= 0xff<<23: // infinity or NaN
-			scales[b] = float32(math.NaN())
-			for i := range out {
-				out[i] = 1
-			}
-		default:
-			scales[b] = m * (1. / 32767)
-			inverse := 32767 / m
-			for i, v := range xs {
-				// Adding 1.5*2^23 leaves the rounded value in the low bits.
-				out[i] = int16(math.Float32bits(float32(v*inverse) + 0x1.8p23)) // the conversion forbids fusing
+		var inverse float32
+		scales[b], inverse = blockScale(top)
+		if inverse == 0 {
+			sums[b] = fillBlock(out, scales[b])
+			continue
+		}
+		sum := int32(0)
+		for i, v := range xs {
+			// Adding 1.5*2^23 leaves the rounded value in the low bits. The conversion forbids fusing.
+			out[i] = int16(math.Float32bits(float32(v*inverse) + 0x1.8p23))
+			sum += int32(out[i])
+		}
+		sums[b] = float32(sum)
+	}
+}
+
+// genericPermute brings each 128 values of int4 activations into the order in which 64 bytes of nibbles give theirs, 16 bits at
+// a time: word t of block b (8 words a block of 32) holds values 2t, 2t+16, 2t+1 and 2t+17 of the block in its nibbles from low
+// to high. So the order is: nibble, block, word.
+func genericPermute(row []int16) {
+	var tmp [128]int16
+	for ; len(row) >= 128; row = row[128:] {
+		copy(tmp[:], row)
+		for s := range 4 {
+			from := s%2*16 + s/2
+			for b := range 4 {
+				for t := range 8 {
+					row[s*32+b*8+t] = tmp[b*32+from+2*t]
+				}
 			}
 		}
 	}

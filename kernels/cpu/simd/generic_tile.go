@@ -75,47 +75,47 @@ func genericIntTile1(a *tileArgs) {
 }
 
 // genericTranspose is the transpose operation: rows of n 32-bit units, ld bytes apart, into dst[unit][row].
-func genericTranspose(dst, src unsafe.Pointer, ld uintptr, n, rows int) {
-	d := unsafe.Slice((*uint32)(dst), n*rows)
+func genericTranspose(dst, src *byte, ld uintptr, n, rows int) {
+	d := unsafe.Slice((*uint32)(unsafe.Pointer(dst)), n*rows)
 	for r := range rows {
-		row := unsafe.Slice((*uint32)(unsafe.Add(src, uintptr(r)*ld)), n)
+		row := unsafe.Slice((*uint32)(unsafe.Add(unsafe.Pointer(src), uintptr(r)*ld)), n)
 		for u, v := range row {
 			d[u*rows+r] = v
 		}
 	}
 }
 
-func genericWidenF32(dst, src unsafe.Pointer, n int) {
-	d, s := unsafe.Slice((*float32)(dst), n), unsafe.Slice((*byte)(src), 4*n)
+func genericWidenF32(dst, src *byte, n int) {
+	d, s := unsafe.Slice((*float32)(unsafe.Pointer(dst)), n), unsafe.Slice(src, 4*n)
 	for i := range d {
 		d[i] = math.Float32frombits(binary.LittleEndian.Uint32(s[4*i:]))
 	}
 }
 
-func genericWidenF16(dst, src unsafe.Pointer, n int) {
-	d, s := unsafe.Slice((*float32)(dst), n), unsafe.Slice((*byte)(src), 2*n)
+func genericWidenF16(dst, src *byte, n int) {
+	d, s := unsafe.Slice((*float32)(unsafe.Pointer(dst)), n), unsafe.Slice(src, 2*n)
 	for i := range d {
 		d[i] = half(binary.LittleEndian.Uint16(s[2*i:]))
 	}
 }
 
-func genericWidenBF16(dst, src unsafe.Pointer, n int) {
-	d, s := unsafe.Slice((*float32)(dst), n), unsafe.Slice((*byte)(src), 2*n)
+func genericWidenBF16(dst, src *byte, n int) {
+	d, s := unsafe.Slice((*float32)(unsafe.Pointer(dst)), n), unsafe.Slice(src, 2*n)
 	for i := range d {
 		d[i] = math.Float32frombits(uint32(binary.LittleEndian.Uint16(s[2*i:])) << 16)
 	}
 }
 
-func genericWidenI8(dst, src unsafe.Pointer, n int) {
-	d, s := unsafe.Slice((*int16)(dst), n), unsafe.Slice((*int8)(src), n)
+func genericWidenI8(dst, src *byte, n int) {
+	d, s := unsafe.Slice((*int16)(unsafe.Pointer(dst)), n), unsafe.Slice((*int8)(unsafe.Pointer(src)), n)
 	for i := range d {
 		d[i] = int16(s[i])
 	}
 }
 
 // genericWidenI4 gives nibbles less 8.
-func genericWidenI4(dst, src unsafe.Pointer, n int) {
-	d, s := unsafe.Slice((*int16)(dst), n), unsafe.Slice((*byte)(src), n/2)
+func genericWidenI4(dst, src *byte, n int) {
+	d, s := unsafe.Slice((*int16)(unsafe.Pointer(dst)), n), unsafe.Slice(src, n/2)
 	for ; len(d) >= 32; d, s = d[32:], s[16:] {
 		for j, b := range s[:16] {
 			d[j] = int16(b&15) - 8

@@ -133,11 +133,12 @@ func quantized(enc format.Encoding, x []float32) []float32 {
 }
 
 // checkClose fails where got differs from want by more than tol*size.
-func checkClose(t *testing.T, what string, got float32, want, size, tol float64) {
+func checkClose(t *testing.T, what func() string, got float32, want, size, tol float64) {
 	t.Helper()
 	if d := math.Abs(float64(got) - want); !(d <= tol*size+1e-30) {
-		t.Fatalf("%s: got %v, expected %v, off by %.3g of %.3g", what, got, want, d, size)
+		t.Fatalf("%s: got %v, expected %v, off by %.3g of %.3g", what(), got, want, d, size)
 	}
 }
 
-func name(parts ...any) string { return fmt.Sprint(parts...) }
+// name makes a name that costs nothing unless it is needed.
+func name(parts ...any) func() string { return func() string { return fmt.Sprint(parts...) } }

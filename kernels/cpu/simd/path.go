@@ -12,15 +12,16 @@ import (
 type Path struct {
 	name string
 
-	dots     [format.Int4 + 1][]dotKernel // by kind; descending numbers of vectors, the last takes one
-	quantize func(row []int16, scales, x []float32, block int)
+	dots     [format.Int4 + 1][]dotKernel                            // by kind; descending numbers of vectors, the last takes one
+	quantize func(row []int16, scales, sums, x []float32, block int) // see genericQuantize
+	permute  func(row []int16)                                       // see genericPermute
 	scales   func(a *scaleArgs) float32
 
 	tileRows   int // rows of a packed tile, at most maxTileRows
 	floatTiles []tileKernel
 	intTiles   []tileKernel
-	widen      [format.Int4 + 1]func(dst, src unsafe.Pointer, n int)      // one row of n values, multiple of 32
-	transpose  func(dst, src unsafe.Pointer, ld uintptr, n int, rows int) // 32-bit units: dst[u*tileRows+r] = src[r][u]
+	widen      [format.Int4 + 1]func(dst, src *byte, n int)  // one row of n values, multiple of 32
+	transpose  func(dst, src *byte, ld uintptr, n, rows int) // 32-bit units: dst[u*tileRows+r] = src[r][u]
 
 	streamRead func(b []byte) uint64
 	vectorOps
@@ -50,6 +51,29 @@ type dotArgs struct {
 	block uintptr           // integers: values that share a scale
 	next  unsafe.Pointer    // what will be read next: prefetched, never loaded
 	out   [16]float32       // [vector][row]
+
+	// Of int4, whose rows are taken 128 values at a time:
+	step    uintptr   // bytes of scales that many values have
+	mask    uint16    // which 32-bit words of 64 bytes of nibbles there are in the last, incomplete round
+	_       uint16    //
+	fifteen uint32    // 15 in each half
+	index   [16]int32 // which of the next scales belongs to each 4 nibbles of a row's word
+	masks   [16]int32 // mask, a word each
+}
+
+// setInt4 fills what int4 needs of n and block.
+func (d *dotArgs) setInt4() {
+	d.step = 4 * 128 / d.block
+	d.fifteen = 0x000f000f
+	words := int(d.n%128) / 8
+	d.mask = 1<<words - 1
+	for i := range d.index {
+		d.index[i] = int32(i / (int(d.block) / 8))
+		d.masks[i] = 0
+		if i < words {
+			d.masks[i] = -1
+		}
+	}
 }
 
 // tileArgs are the arguments of tile kernels: c[i][r] += sum_k w[k][r] x[i][k], for integers block by block, times ws[block][r]

@@ -61,17 +61,19 @@ func (p *Path) packMatrix(m *Matrix, s *Scratch, r, rows, k int) {
 		}
 		for j := range have {
 			src := m.Values[(r+t*p.tileRows+j)*rowBytes+at:]
-			p.widen[m.Enc.Kind](unsafe.Pointer(&wide[j*units]), unsafe.Pointer(&src[0]), n)
+			p.widen[m.Enc.Kind](bytesOf(&wide[j*units]), &src[0], n)
 			if m.Enc.Asymmetric { // nibbles came out less 8
 				addInt16(wide[j*units:][:n/2], 8)
 			}
 		}
-		p.transpose(unsafe.Pointer(&s.w[t*p.tileRows*units]), unsafe.Pointer(&wide[0]), uintptr(4*units), units, p.tileRows)
+		p.transpose(bytesOf(&s.w[t*p.tileRows*units]), bytesOf(&wide[0]), uintptr(4*units), units, p.tileRows)
 		if m.quantized() {
 			p.packScales(m, s, t, r+t*p.tileRows, have, k)
 		}
 	}
 }
+
+func bytesOf(x *float32) *byte { return (*byte)(unsafe.Pointer(x)) }
 
 // addInt16 adds v to the int16 pairs that x holds.
 func addInt16(x []float32, v int16) {

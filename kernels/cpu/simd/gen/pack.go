@@ -1,0 +1,201 @@
+package main
+
+import (
+	. "github.com/mmcloughlin/avo/build"
+	. "github.com/mmcloughlin/avo/operand"
+	. "github.com/mmcloughlin/avo/reg"
+)
+
+// pack makes what fills tiles.
+func pack() {
+	widen("widenF16", 32, 64, func(src, dst Register) {
+		for i := range 4 {
+			y := YMM()
+			VCVTPH2PS(Mem{Base: src, Disp: 16 * i}, y)
+			VMOVUPS(y, Mem{Base: dst, Disp: 32 * i})
+		}
+	})
+	widen("widenBF16", 32, 64, func(src, dst Register) {
+		for i := range 4 {
+			y := YMM()
+			VPMOVZXWD(Mem{Base: src, Disp: 16 * i}, y)
+			VPSLLD(Imm(16), y, y)
+			VMOVDQU(y, Mem{Base: dst, Disp: 32 * i})
+		}
+	})
+	widen("widenI8", 32, 32, func(src, dst Register) {
+		for i := range 2 {
+			y := YMM()
+			VPMOVSXBW(Mem{Base: src, Disp: 16 * i}, y)
+			VMOVDQU(y, Mem{Base: dst, Disp: 32 * i})
+		}
+	})
+	widenI4()
+	transpose()
+	scales()
+}
+
+// widen makes a function that takes values numbers a round, in bytes long together, to numbers of twice the size.
+func widen(name string, values, in int, body func(src, dst Register)) {
+	function(name, "func(dst, src *byte, n int)")
+	dst, src, n := Load(Param("dst"), GP64()), Load(Param("src"), GP64()), Load(Param("n"), GP64())
+	Label("loop")
+	body(src, dst)
+	ADDQ(I32(in), src)
+	ADDQ(I32(2*in), dst)
+	SUBQ(I32(values), n)
+	JNZ(LabelRef("loop"))
+	VZEROUPPER()
+	RET()
+}
+
+// widenI4 takes 32 nibbles a round, less 8: the low ones are the first 16 values.
+func widenI4() {
+	function("widenI4", "func(dst, src *byte, n int)")
+	dst, src, n := Load(Param("dst"), GP64()), Load(Param("src"), GP64()), Load(Param("n"), GP64())
+	low, eight, c := YMM(), YMM(), GP32()
+	x := XMM()
+	MOVL(U32(0x000f000f), c)
+	VMOVD(c, x)
+	VPBROADCASTD(x, low)
+	MOVL(U32(0x00080008), c)
+	VMOVD(c, x)
+	VPBROADCASTD(x, eight)
+	Label("loop")
+	y, z := YMM(), YMM()
+	VPMOVZXBW(Mem{Base: src}, y)
+	VPSRLW(Imm(4), y, z)
+	VPAND(low, y, y)
+	VPSUBW(eight, y, y)
+	VPSUBW(eight, z, z)
+	VMOVDQU(y, Mem{Base: dst})
+	VMOVDQU(z, Mem{Base: dst, Disp: 32})
+	ADDQ(Imm(16), src)
+	ADDQ(Imm(64), dst)
+	SUBQ(Imm(32), n)
+	JNZ(LabelRef("loop"))
+	VZEROUPPER()
+	RET()
+}
+
+// transpose takes squares of 8 rows by 8 units of 32 bits.
+func transpose() {
+	function("transpose", "func(dst, src *byte, ld uintptr, n, rows int)")
+	dst, src, ld := Load(Param("dst"), GP64()), Load(Param("src"), GP64()), Load(Param("ld"), GP64())
+	n, rows := Load(Param("n"), GP64()), Load(Param("rows"), GP64())
+	ldd := GP64()
+	MOVQ(rows, ldd)
+	SHLQ(Imm(2), ldd)
+	Label("rows")
+	in := newRows(GP64(), ld, 8)
+	MOVQ(src, in.base[0])
+	for i := 1; i < len(in.base); i++ {
+		LEAQ(Mem{Base: in.base[i-1], Index: ld, Scale: 2}, in.base[i])
+		ADDQ(ld, in.base[i])
+	}
+	to, left := GP64(), GP64()
+	MOVQ(dst, to)
+	MOVQ(n, left)
+	Label("units")
+	square(in, to, ldd)
+	in.advance(32)
+	SUBQ(Imm(8), left)
+	JNZ(LabelRef("units"))
+	LEAQ(Mem{Base: src, Index: ld, Scale: 8}, src)
+	ADDQ(Imm(32), dst)
+	SUBQ(Imm(8), rows)
+	JNZ(LabelRef("rows"))
+	VZEROUPPER()
+	RET()
+}
+
+// square transposes 8 by 8 units: rows in pairs, pairs of pairs, halves. It leaves to behind what it stored.
+func square(in rowPointers, to, ldd Register) {
+	// Lanes of 128 bits: row i beside row i+4, first of units 0 to 3, then of units 4 to 7.
+	for h := range 2 {
+		r := make([]VecVirtual, 4)
+		for i := range r {
+			r[i] = YMM()
+			VMOVUPS(in.at(i, 16*h), r[i].AsX())
+			VINSERTF128(Imm(1), in.at(i+4, 16*h), r[i], r[i])
+		}
+		a, b, c, d := YMM(), YMM(), YMM(), YMM()
+		VUNPCKLPS(r[1], r[0], a) // 0: r0 r1, 1: r0 r1
+		VUNPCKHPS(r[1], r[0], b) // 2, 3
+		VUNPCKLPS(r[3], r[2], c)
+		VUNPCKHPS(r[3], r[2], d)
+		for _, p := range [][2]VecVirtual{{a, c}, {b, d}} {
+			low, high := YMM(), YMM()
+			VUNPCKLPD(p[1], p[0], low)
+			VUNPCKHPD(p[1], p[0], high)
+			VMOVUPS(low, Mem{Base: to})
+			ADDQ(ldd, to)
+			VMOVUPS(high, Mem{Base: to})
+			ADDQ(ldd, to)
+		}
+	}
+}
+
+// Offsets of the fields of scaleArgs.
+const (
+	scaleOut     = 0
+	scaleN       = 8
+	scaleScales  = 16
+	scaleOffsets = 24
+	scaleS       = 32
+	scaleSums    = 40
+)
+
+// scales multiplies the scales of 8 groups at a time, then of the others one at a time, and sums the products of offsets.
+func scales() {
+	function("scales", "func(a *scaleArgs) float32")
+	args := Load(Param("a"), GP64())
+	out, n, w, off, s, sums := load(args, scaleOut), load(args, scaleN), load(args, scaleScales), load(args, scaleOffsets), load(args, scaleS), load(args, scaleSums)
+	acc, one := YMM(), YMM()
+	VXORPS(acc, acc, acc)
+	VXORPS(one, one, one)
+	i, whole := GP64(), GP64()
+	XORQ(i, i)
+	MOVQ(n, whole)
+	ANDQ(I8(-8), whole)
+	JZ(LabelRef("rest"))
+	Label("loop")
+	y := YMM()
+	VCVTPH2PS(Mem{Base: w, Index: i, Scale: 2}, y)
+	VMULPS(Mem{Base: s, Index: i, Scale: 4}, y, y)
+	VMOVUPS(y, Mem{Base: out, Index: i, Scale: 4})
+	TESTQ(off, off)
+	JZ(LabelRef("next"))
+	VCVTPH2PS(Mem{Base: off, Index: i, Scale: 2}, y)
+	VFMADD231PS(Mem{Base: sums, Index: i, Scale: 4}, y, acc)
+	Label("next")
+	ADDQ(Imm(8), i)
+	CMPQ(i, whole)
+	JB(LabelRef("loop"))
+	Label("rest")
+	CMPQ(i, n)
+	JAE(LabelRef("done"))
+	Label("single")
+	h, x, z := GP32(), XMM(), XMM()
+	MOVWLZX(Mem{Base: w, Index: i, Scale: 2}, h)
+	VMOVD(h, x)
+	VCVTPH2PS(x, x)
+	VMULSS(Mem{Base: s, Index: i, Scale: 4}, x, x)
+	VMOVSS(x, Mem{Base: out, Index: i, Scale: 4})
+	TESTQ(off, off)
+	JZ(LabelRef("skip"))
+	MOVWLZX(Mem{Base: off, Index: i, Scale: 2}, h)
+	VMOVD(h, x)
+	VCVTPH2PS(x, x)
+	VMOVSS(Mem{Base: sums, Index: i, Scale: 4}, z)
+	VFMADD231SS(z, x, one.AsX())
+	Label("skip")
+	INCQ(i)
+	CMPQ(i, n)
+	JB(LabelRef("single"))
+	Label("done")
+	VADDPS(one, acc, acc)
+	Store(sum1(acc), ReturnIndex(0))
+	VZEROUPPER()
+	RET()
+}

@@ -1,0 +1,338 @@
+package main
+
+import (
+	. "github.com/mmcloughlin/avo/build"
+	. "github.com/mmcloughlin/avo/operand"
+	. "github.com/mmcloughlin/avo/reg"
+)
+
+// Functions on vectors take a number of values that is a multiple of 8, except where they say otherwise; their callers in Go pad
+// the rest.
+
+// each makes a loop over n values, 8 a round, with i as the index.
+func each(n Register, body func(i Register)) {
+	i := GP64()
+	XORQ(i, i)
+	TESTQ(n, n)
+	JZ(LabelRef("done"))
+	Label("loop")
+	body(i)
+	ADDQ(Imm(8), i)
+	CMPQ(i, n)
+	JB(LabelRef("loop"))
+	Label("done")
+}
+
+// float is value i of the vector at base.
+func float(base, i Register) Mem { return Mem{Base: base, Index: i, Scale: 4} }
+
+// params loads parameters into registers.
+func params(names ...string) []Register {
+	r := make([]Register, len(names))
+	for i, name := range names {
+		r[i] = Load(Param(name), GP64())
+	}
+	return r
+}
+
+// broadcast puts a float32 parameter into all lanes.
+func broadcast(name string) VecVirtual {
+	y := YMM()
+	p, err := Param(name).Resolve()
+	check(err)
+	VBROADCASTSS(p.Addr, y)
+	return y
+}
+
+func end() {
+	VZEROUPPER()
+	RET()
+}
+
+func reductions() {
+	function("dot", "func(x, y *float32, n int) float32")
+	p := params("x", "y", "n")
+	acc := vecs(4)
+	zero(acc...)
+	i, whole := GP64(), GP64()
+	XORQ(i, i)
+	MOVQ(p[2], whole)
+	ANDQ(I8(-32), whole)
+	JZ(LabelRef("rest"))
+	Label("loop")
+	for j, a := range acc {
+		v := YMM()
+		VMOVUPS(Mem{Base: p[0], Index: i, Scale: 4, Disp: 32 * j}, v)
+		VFMADD231PS(Mem{Base: p[1], Index: i, Scale: 4, Disp: 32 * j}, v, a)
+	}
+	ADDQ(Imm(32), i)
+	CMPQ(i, whole)
+	JB(LabelRef("loop"))
+	Label("rest")
+	CMPQ(i, p[2])
+	JAE(LabelRef("done"))
+	Label("eight")
+	v := YMM()
+	VMOVUPS(float(p[0], i), v)
+	VFMADD231PS(float(p[1], i), v, acc[0])
+	ADDQ(Imm(8), i)
+	CMPQ(i, p[2])
+	JB(LabelRef("eight"))
+	Label("done")
+	VADDPS(acc[1], acc[0], acc[0])
+	VADDPS(acc[3], acc[2], acc[2])
+	VADDPS(acc[2], acc[0], acc[0])
+	Store(sum1(acc[0]), ReturnIndex(0))
+	end()
+
+	function("sum", "func(x *float32, n int) float32")
+	p = params("x", "n")
+	s := YMM()
+	zero(s)
+	each(p[1], func(i Register) { VADDPS(float(p[0], i), s, s) })
+	Store(sum1(s), ReturnIndex(0))
+	end()
+
+	// Of up to n values, whatever stands in the padding counts: the caller pads with mean.
+	function("sumSquaresAbout", "func(x *float32, n int, mean float32) float32")
+	p = params("x", "n")
+	mean, s := broadcast("mean"), YMM()
+	zero(s)
+	each(p[1], func(i Register) {
+		d := YMM()
+		VMOVUPS(float(p[0], i), d)
+		VSUBPS(mean, d, d)
+		VFMADD231PS(d, d, s)
+	})
+	Store(sum1(s), ReturnIndex(0))
+	end()
+
+	function("max", "func(x *float32, n int) float32")
+	p = params("x", "n")
+	top := YMM()
+	VMOVUPS(Mem{Base: p[0]}, top)
+	each(p[1], func(i Register) { VMAXPS(float(p[0], i), top, top) })
+	high := XMM()
+	VEXTRACTF128(Imm(1), top, high)
+	VMAXPS(top.AsX(), high, high)
+	other := XMM()
+	VPERMILPS(Imm(0x4e), high, other)
+	VMAXPS(other, high, high)
+	VPERMILPS(Imm(0xb1), high, other)
+	VMAXPS(other, high, high)
+	Store(high, ReturnIndex(0))
+	end()
+}
+
+func elementwise() {
+	function("axpy", "func(y, x *float32, n int, alpha float32)")
+	p := params("y", "x", "n")
+	alpha := broadcast("alpha")
+	each(p[2], func(i Register) {
+		v := YMM()
+		VMOVUPS(float(p[0], i), v)
+		VFMADD231PS(float(p[1], i), alpha, v)
+		VMOVUPS(v, float(p[0], i))
+	})
+	end()
+
+	function("scaleTo", "func(dst, x *float32, n int, alpha float32)")
+	p = params("dst", "x", "n")
+	alpha = broadcast("alpha")
+	each(p[2], func(i Register) {
+		v := YMM()
+		VMULPS(float(p[1], i), alpha, v)
+		VMOVUPS(v, float(p[0], i))
+	})
+	end()
+
+	function("normTo", "func(dst, x *float32, n int, mean, factor float32)")
+	p = params("dst", "x", "n")
+	mean, factor := broadcast("mean"), broadcast("factor")
+	each(p[2], func(i Register) {
+		v := YMM()
+		VMOVUPS(float(p[1], i), v)
+		VSUBPS(mean, v, v)
+		VMULPS(factor, v, v)
+		VMOVUPS(v, float(p[0], i))
+	})
+	end()
+}
+
+// quantize makes the passes over a block of activations: n is a multiple of 32.
+func quantize() {
+	function("maxAbs", "func(x *float32, n int) uint32")
+	p := params("x", "n")
+	top, mask := YMM(), YMM()
+	zero(top)
+	VPCMPEQD(mask, mask, mask)
+	VPSRLD(Imm(1), mask, mask)
+	each(p[1], func(i Register) {
+		v := YMM()
+		VPAND(float(p[0], i), mask, v)
+		VPMAXUD(v, top, top)
+	})
+	high, other, out := XMM(), XMM(), GP32()
+	VEXTRACTI128(Imm(1), top, high)
+	VPMAXUD(top.AsX(), high, high)
+	VPSHUFD(Imm(0x4e), high, other)
+	VPMAXUD(other, high, high)
+	VPSHUFD(Imm(0xb1), high, other)
+	VPMAXUD(other, high, high)
+	VMOVD(high, out)
+	Store(out, ReturnIndex(0))
+	end()
+
+	// It returns the sum of the rounded values.
+	function("round", "func(dst *int16, x *float32, n int, factor float32) int32")
+	p = params("dst", "x", "n")
+	factor, ones, sum := broadcast("factor"), YMM(), YMM()
+	zero(sum)
+	VPCMPEQD(ones, ones, ones)
+	VPSRLW(Imm(15), ones, ones)
+	i := GP64()
+	XORQ(i, i)
+	Label("loop")
+	a, b := YMM(), YMM()
+	VMULPS(float(p[1], i), factor, a)
+	VMULPS(Mem{Base: p[1], Index: i, Scale: 4, Disp: 32}, factor, b)
+	VCVTPS2DQ(a, a)
+	VCVTPS2DQ(b, b)
+	VPACKSSDW(b, a, a)
+	VPERMQ(Imm(0xd8), a, a)
+	VMOVDQU(a, Mem{Base: p[0], Index: i, Scale: 2})
+	VPMADDWD(ones, a, a)
+	VPADDD(a, sum, sum)
+	ADDQ(Imm(16), i)
+	CMPQ(i, p[2])
+	JB(LabelRef("loop"))
+	low := XMM()
+	VEXTRACTI128(Imm(1), sum, low)
+	VPADDD(sum.AsX(), low, low)
+	VPHADDD(low, low, low)
+	VPHADDD(low, low, low)
+	total := GP32()
+	VMOVD(low, total)
+	Store(total, ReturnIndex(0))
+	end()
+
+	permute()
+}
+
+// permute brings 128 values a round into int4's order: even and odd ones of each 16 apart.
+func permute() {
+	function("permute", "func(dst, src *int16, n int)")
+	p := params("dst", "src", "n")
+	order := GLOBL("evenOdd", RODATA|NOPTR)
+	for i := range 4 {
+		// Words 0 2 4 6 1 3 5 7 of each half.
+		DATA(8*i, U64([]uint64{0x0d0c090805040100, 0x0f0e0b0a07060302}[i%2]))
+	}
+	shuffle := YMM()
+	VMOVDQU(order, shuffle)
+	Label("loop")
+	for b := range 4 {
+		for h := range 2 {
+			v, odd := YMM(), XMM()
+			VMOVDQU(Mem{Base: p[1], Disp: 64*b + 32*h}, v)
+			VPSHUFB(shuffle, v, v)
+			VPERMQ(Imm(0xd8), v, v)
+			VEXTRACTI128(Imm(1), v, odd)
+			VMOVDQU(v.AsX(), Mem{Base: p[0], Disp: 64*h + 16*b})
+			VMOVDQU(odd, Mem{Base: p[0], Disp: 64*(h+2) + 16*b})
+		}
+	}
+	ADDQ(U32(256), p[0])
+	ADDQ(U32(256), p[1])
+	SUBQ(U32(128), p[2])
+	JNZ(LabelRef("loop"))
+	end()
+}
+
+// step makes the mLSTM step of four rows of C and of one, over n columns, a multiple of lanes(). coef holds a, then b*k of each
+// row, then q of each row.
+func step() {
+	for _, rows := range []int{4, 1} {
+		function("step"+string(rune('0'+rows)), "func(c *float32, ld uintptr, v, h *float32, n int, coef *[9]float32)")
+		p := params("c", "ld", "v", "h", "n", "coef")
+		c := []Register{p[0]}
+		for r := 1; r < rows; r++ {
+			at := GP64()
+			MOVQ(c[r-1], at)
+			ADDQ(p[1], at)
+			c = append(c, at)
+		}
+		coef := vecs(9)
+		for i, at := range coef {
+			if i == 0 || (i-1)%4 < rows {
+				VBROADCASTSS(Mem{Base: p[5], Disp: 4 * i}, at)
+			}
+		}
+		ahead := GP64()
+		MOVQ(c[rows-1], ahead)
+		ADDQ(p[1], ahead)
+		i := GP64()
+		XORQ(i, i)
+		Label("loop")
+		v, h := vec(), vec()
+		VMOVUPS(float(p[2], i), v)
+		VMOVUPS(float(p[3], i), h)
+		if rows == 4 {
+			for r := range rows * lanes() / 16 {
+				PREFETCHT0(Mem{Base: ahead, Disp: 64 * r})
+			}
+			ADDQ(I32(16*lanes()), ahead)
+		}
+		for r := range rows {
+			x := vec()
+			VMULPS(float(c[r], i), coef[0], x)
+			VFMADD231PS(coef[1+r], v, x)
+			VMOVUPS(x, float(c[r], i))
+			VFMADD231PS(coef[5+r], x, h)
+		}
+		VMOVUPS(h, float(p[3], i))
+		ADDQ(Imm(uint64(lanes())), i)
+		CMPQ(i, p[4])
+		JB(LabelRef("loop"))
+		end()
+	}
+}
+
+// stream sums 512 bytes a round; n is a multiple of that.
+func stream() {
+	function("streamRead", "func(b *byte, n int) uint64")
+	p := params("b", "n")
+	acc := vecs(4)
+	zero(acc...)
+	end1 := GP64()
+	MOVQ(p[0], end1)
+	ADDQ(p[1], end1)
+	Label("loop")
+	size := 4 * lanes()
+	for i := range 512 / size {
+		VPADDQ(Mem{Base: p[0], Disp: size * i}, acc[i%4], acc[i%4])
+	}
+	for i := range 8 {
+		PREFETCHT0(Mem{Base: p[0], Disp: 4096 + 64*i})
+	}
+	ADDQ(U32(512), p[0])
+	CMPQ(p[0], end1)
+	JB(LabelRef("loop"))
+	VPADDQ(acc[1], acc[0], acc[0])
+	VPADDQ(acc[3], acc[2], acc[2])
+	VPADDQ(acc[2], acc[0], acc[0])
+	if wide {
+		high := YMM()
+		VEXTRACTI64X4(Imm(1), acc[0], high)
+		VPADDQ(high, acc[0].AsY(), acc[0].AsY())
+	}
+	x := XMM()
+	VEXTRACTI128(Imm(1), acc[0].AsY(), x)
+	VPADDQ(acc[0].AsX(), x, x)
+	y, sum := XMM(), GP64()
+	VPSHUFD(Imm(0x4e), x, y)
+	VPADDQ(y, x, x)
+	VMOVQ(x, sum)
+	Store(sum, ReturnIndex(0))
+	end()
+}
