@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
 )
 
 // Sampling says how the next token is chosen. The zero value takes the likeliest token. What is set applies in this order, which is
@@ -128,13 +129,27 @@ func notFinite(logits []float32) int {
 
 // argmax is the index of the largest logit, the lowest of equals.
 func argmax(logits []float32) int {
-	best, at := logits[0], 0
-	for i, v := range logits {
-		if v > best {
-			best, at = v, i
+	a, b, c, d := logits[0], logits[0], logits[0], logits[0]
+	i := 0
+	for ; i+4 <= len(logits); i += 4 {
+		l := logits[i : i+4 : i+4]
+		if l[0] > a {
+			a = l[0]
+		}
+		if l[1] > b {
+			b = l[1]
+		}
+		if l[2] > c {
+			c = l[2]
+		}
+		if l[3] > d {
+			d = l[3]
 		}
 	}
-	return at
+	for ; i < len(logits); i++ {
+		a = max(a, logits[i])
+	}
+	return slices.Index(logits, max(a, b, c, d))
 }
 
 // window is the tokens that the repetition penalty looks at.
