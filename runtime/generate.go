@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"sync"
 
 	"xlstm/kernels"
 	"xlstm/tokenizer"
@@ -21,7 +22,7 @@ type Request struct {
 	// IgnoreEnd goes on after an end of text, which then is a token without text, like every special token.
 	IgnoreEnd bool
 	Sampling  Sampling
-	// Progress, if set, is told how many of the prompt's tokens have been consumed.
+	// Progress, if set, is told how many of the prompt's tokens have been consumed. Requests of one batch may call at the same time.
 	Progress func(done, total int)
 }
 
@@ -134,9 +135,15 @@ func (m *Model) Advance(ctx context.Context, sequences ...*Sequence) ([]Result, 
 		return nil, fmt.Errorf("generate: %w", err)
 	}
 	results := make([]Result, len(sequences))
-	for i, q := range sequences {
-		results[i] = q.fed(m, len(batch[i].Tokens))
+	if len(sequences) == 1 {
+		results[0] = sequences[0].fed(m, len(batch[0].Tokens))
+		return results, nil
 	}
+	var wg sync.WaitGroup // choosing tokens takes long enough to be shared among cores
+	for i, q := range sequences {
+		wg.Go(func() { results[i] = q.fed(m, len(batch[i].Tokens)) })
+	}
+	wg.Wait()
 	return results, nil
 }
 

@@ -262,6 +262,9 @@ func (c *tables) readModel(m map[string]any) (map[string]int32, error) {
 	if err != nil {
 		return nil, err
 	}
+	if _, typed := m["type"]; !typed {
+		kind = "BPE" // files of old do not say so, GPT-2's among them; what follows is checked all the same
+	}
 	if kind != "BPE" {
 		return nil, fmt.Errorf("type %q is not supported: expected BPE", kind)
 	}
