@@ -105,15 +105,18 @@ func (s *State) write(f io.Writer) error {
 
 // LoadState reads a state that Save wrote for the same model, on whatever engine. Any other file is an error.
 func (m *Model) LoadState(path string) (*State, error) {
+	info, err := os.Stat(path) // before opening, which waits where the path is a pipe
+	if err != nil {
+		return nil, fmt.Errorf("load state: %w", err)
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("load state from %s: not a regular file", path)
+	}
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("load state: %w", err)
 	}
 	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, fmt.Errorf("load state: %w", err)
-	}
 	s, err := m.readState(bufio.NewReaderSize(f, 1<<18), info.Size())
 	if err != nil {
 		return nil, fmt.Errorf("load state from %s: %w", path, err)
