@@ -2,11 +2,15 @@ package convert_test
 
 import (
 	"math"
+	"slices"
 	"strings"
 	"testing"
 
 	"xlstm/checkpoints"
 	"xlstm/convert"
+	"xlstm/format"
+	"xlstm/kernels"
+	"xlstm/kernels/cpu"
 	"xlstm/quantize"
 )
 
@@ -134,5 +138,52 @@ func TestRotateErrors(t *testing.T) {
 	}
 	if _, err := s.Rotate(1); err == nil {
 		t.Error("rotated a width of 2062")
+	}
+}
+
+// logits runs a file over some tokens.
+func logits(t *testing.T, f *format.File, tokens []int32) []float32 {
+	t.Helper()
+	e, err := cpu.Open(f, cpu.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	s, err := e.NewState()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := make([]float32, len(tokens)*f.Config().VocabSize)
+	if err := e.Forward(t.Context(), []kernels.Step{{State: s, Tokens: tokens, Logits: out}}); err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// TestRotatedModelIsTheSame runs rotated and unrotated fp32 files of every fixture: they must differ by rounding alone.
+func TestRotatedModelIsTheSame(t *testing.T) {
+	for _, name := range fixtures {
+		t.Run(name, func(t *testing.T) {
+			src := openCheckpoint(t, name)
+			seed := uint64(7)
+			f := convertTo(t, src, convert.Options{Recipe: "fp32"})
+			r := convertTo(t, src, convert.Options{Recipe: "fp32", Rotate: &seed})
+			if f.Fingerprint() == r.Fingerprint() {
+				t.Fatal("nothing was rotated")
+			}
+			tokens := make([]int32, 200)
+			for i := range tokens {
+				tokens[i] = int32(i * i % f.Config().VocabSize)
+			}
+			most := 0.0
+			want := logits(t, f, tokens)
+			for i, v := range logits(t, r, tokens) {
+				most = max(most, math.Abs(float64(v-want[i])))
+			}
+			t.Logf("%s: logits differ by %.2g of %.3g", name, most, slices.Max(want))
+			if !(most <= 5e-4) {
+				t.Errorf("logits differ by %g", most)
+			}
+		})
 	}
 }

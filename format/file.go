@@ -146,7 +146,7 @@ func (f *File) checkSection(i int) error {
 }
 
 func damaged(what string, sum, want [sha256.Size]byte) error {
-	return fmt.Errorf("%s is damaged: SHA-256 %x..., expected %x...", what, sum[:8], want[:8])
+	return fmt.Errorf("%s is damaged: SHA-256 begins with %x, expected %x", what, sum[:8], want[:8])
 }
 
 // parseConfig accepts only the bytes that marshalConfig makes, so that a config has one form and readers cannot disagree about
@@ -164,7 +164,7 @@ func (f *File) parseConfig() error {
 		return fmt.Errorf("config: %w", err)
 	}
 	if !bytes.Equal(again, b) {
-		return fmt.Errorf("config: %.80q... is not in canonical form, expected %.80q...", b, again)
+		return fmt.Errorf("config is not in canonical form: %.80q, expected %.80q", b, again)
 	}
 	return nil
 }
