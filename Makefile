@@ -20,10 +20,10 @@ build:
 	CGO_ENABLED=0 go build -o bin/xlstm ./cmd/xlstm
 
 demo: build
-	./cmd/xlstm/demo.sh bin/xlstm
+	scripts/demo.sh bin/xlstm
 
 lint:
-	@unformatted="$$(gofmt -l cmd checkpoints convert format internal kernels oracle quantize runtime tokenizer 2>/dev/null)"; \
+	@unformatted="$$(find . -name '*.go' -not -path './.*' -exec gofmt -l {} +)"; \
 	if [ -n "$$unformatted" ]; then echo "not formatted by gofmt:"; echo "$$unformatted"; exit 1; fi
 	go vet ./...
 	go run $(STATICCHECK) ./...

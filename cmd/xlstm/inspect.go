@@ -96,6 +96,7 @@ func (a *app) inspect(ctx context.Context, name string, asJSON, all bool) error 
 	if err != nil {
 		return err
 	}
+	d.File = name
 	if asJSON {
 		return a.printJSON(d)
 	}

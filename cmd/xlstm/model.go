@@ -9,7 +9,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"xlstm/checkpoints"
 	"xlstm/format"
 	"xlstm/kernels"
 	"xlstm/kernels/cpu"
@@ -31,12 +30,28 @@ func (e *engineFlags) check(cmd *cobra.Command) error {
 	return nil
 }
 
-// openFile opens a converted file. What is plainly something else is said to be so.
-func (a *app) openFile(_ context.Context, name string) (*format.File, error) {
-	if info, err := os.Stat(name); err == nil && info.IsDir() {
-		return nil, fmt.Errorf("%s: is a directory, expected a converted file (xlstm convert %s -o model.xlstm makes one)", name, name)
+// openFile opens a converted file, or the model inside the program. What is plainly something else is said to be so.
+func (a *app) openFile(ctx context.Context, name string) (*format.File, error) {
+	if isDemo(name) {
+		path, remove, err := demoFile(ctx)
+		if err != nil {
+			return nil, err
+		}
+		defer remove()
+		return format.Open(path)
+	}
+	if err := notDir(name); err != nil {
+		return nil, err
 	}
 	return format.Open(name)
+}
+
+// notDir says what to do with a directory where a converted file is expected.
+func notDir(name string) error {
+	if info, err := os.Stat(name); err == nil && info.IsDir() {
+		return fmt.Errorf("%s: is a directory, expected a converted file (xlstm convert %s -o model.xlstm makes one)", name, name)
+	}
+	return nil
 }
 
 // openEngine starts the engine for a file.
@@ -68,7 +83,7 @@ func (a *app) openFollower(ctx context.Context, name string, e engineFlags) (fol
 
 // openOracle opens a checkpoint to compute its own logits.
 func (a *app) openOracle(dir string) (follower, func() error, error) {
-	c, err := checkpoints.Open(dir)
+	c, err := openCheckpoint(dir)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/schollz/progressbar/v3"
@@ -19,12 +20,12 @@ func (a *app) newBar(what string, total int64, unit string) *bar {
 	options := []progressbar.Option{
 		progressbar.OptionSetWriter(a.errs), progressbar.OptionSetDescription(what), progressbar.OptionSetWidth(30),
 		progressbar.OptionThrottle(100 * time.Millisecond), progressbar.OptionClearOnFinish(), progressbar.OptionSetPredictTime(true),
-		progressbar.OptionShowCount(), progressbar.OptionShowIts(),
+		progressbar.OptionShowCount(),
 	}
 	if unit == bytesUnit {
 		options = append(options, progressbar.OptionShowBytes(true))
 	} else {
-		options = append(options, progressbar.OptionSetItsString(unit))
+		options = append(options, progressbar.OptionShowIts(), progressbar.OptionSetItsString(unit))
 	}
 	b.p = progressbar.NewOptions64(total, options...)
 	a.bars = append(a.bars, b)
@@ -32,6 +33,17 @@ func (a *app) newBar(what string, total int64, unit string) *bar {
 }
 
 const bytesUnit = "bytes"
+
+// lateBar is a progress function for work whose size shows only as it goes. It may be called by
+// several goroutines at once.
+func (a *app) lateBar(what, unit string) func(done, total int64) {
+	var once sync.Once
+	var b *bar
+	return func(done, total int64) {
+		once.Do(func() { b = a.newBar(what, total, unit) })
+		b.set(done)
+	}
+}
 
 // set moves the bar to n. A bar that cannot be drawn is not worth an error.
 func (b *bar) set(n int64) {

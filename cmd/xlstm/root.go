@@ -60,9 +60,12 @@ them, and measures with perplexity that the result is still the original model.`
 	root.AddCommand(
 		newBench(a),
 		newCompletion(a),
+		newConvert(a),
 		newInspect(a),
 		newLogits(a),
+		newPerplexity(a),
 		newPull(a),
+		newRun(a),
 		newTokenize(a),
 		newVerify(a),
 		newVersion(a),
