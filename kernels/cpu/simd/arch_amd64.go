@@ -28,7 +28,7 @@ func avx2Path() *Path {
 		floatTiles: []tileKernel{{6, floatTilex6AVX2}, {4, floatTilex4AVX2}, {2, floatTilex2AVX2}, {1, floatTilex1AVX2}},
 		intTiles:   []tileKernel{{6, intTilex6AVX2}, {4, intTilex4AVX2}, {2, intTilex2AVX2}, {1, intTilex1AVX2}},
 		transpose:  transposeAVX2,
-		streamRead: func(b []byte) uint64 { return streamReadWith(b, streamReadAVX2) },
+		streamRead: streamReadBlocks,
 		vectorOps:  avx2VectorOps,
 	}
 	p.dots[format.FP32] = []dotKernel{{2, dotF32x2AVX2}, {1, dotF32x1AVX2}}
@@ -51,7 +51,6 @@ func avx512Path() *Path {
 	p.tileRows = 32
 	p.floatTiles = []tileKernel{{12, floatTilex12AVX512}, {8, floatTilex8AVX512}, {4, floatTilex4AVX512}, {2, floatTilex2AVX512}, {1, floatTilex1AVX512}}
 	p.intTiles = []tileKernel{{12, intTilex12AVX512}, {8, intTilex8AVX512}, {4, intTilex4AVX512}, {2, intTilex2AVX512}, {1, intTilex1AVX512}}
-	p.streamRead = func(b []byte) uint64 { return streamReadWith(b, streamReadAVX512) }
 	p.step = stepAVX512
 	p.dots[format.FP32] = []dotKernel{{4, dotF32x4AVX512}, {2, dotF32x2AVX512}, {1, dotF32x1AVX512}}
 	p.dots[format.FP16] = []dotKernel{{4, dotF16x4AVX512}, {2, dotF16x2AVX512}, {1, dotF16x1AVX512}}
@@ -85,12 +84,12 @@ func permuteInPlaceAVX2(row []int16) {
 	}
 }
 
-// streamReadWith sums multiples of 512 bytes with kernel.
-func streamReadWith(b []byte, kernel func(b *byte, n int) uint64) uint64 {
+// streamReadBlocks reads multiples of 512 bytes in assembly.
+func streamReadBlocks(b []byte) uint64 {
 	whole := len(b) &^ 511
 	sum := genericStreamRead(b[whole:])
 	if whole > 0 {
-		sum += kernel(&b[0], whole)
+		sum += streamReadAVX2(&b[0], whole)
 	}
 	return sum
 }

@@ -78,6 +78,3 @@ func step4AVX512(c *float32, ld uintptr, v *float32, h *float32, n int, coef *[9
 
 //go:noescape
 func step1AVX512(c *float32, ld uintptr, v *float32, h *float32, n int, coef *[9]float32)
-
-//go:noescape
-func streamReadAVX512(b *byte, n int) uint64

@@ -92,10 +92,11 @@ func (d *dotState) finish(add bool) {
 	RET()
 }
 
-// prefetch asks for the next lines of the next rows.
+// prefetch asks for the next lines of the next rows, into the second-level cache: four rows, their successors and the activations
+// would not stay in the first together.
 func (d *dotState) prefetch(lines int) {
 	for i := range lines {
-		PREFETCHT0(Mem{Base: d.next, Disp: 64 * i})
+		PREFETCHT1(Mem{Base: d.next, Disp: 64 * i})
 	}
 	ADDQ(I32(64*lines), d.next)
 }

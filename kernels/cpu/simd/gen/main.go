@@ -50,7 +50,6 @@ func main() {
 		dots()
 		tiles()
 		step()
-		stream()
 	default:
 		check(errors.New("-target must be avx2 or avx512"))
 	}
