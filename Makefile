@@ -46,3 +46,5 @@ bench:
 
 clean:
 	rm -rf bin
+
+-include cuda.mk

@@ -28,8 +28,8 @@ func newBench(a *app) *cobra.Command {
 		Use:   "bench [MODEL]",
 		Short: "Measure how fast prompts are read and text is generated",
 		Long: `Measure how fast prompts are read and text is generated, and beside each measurement the rate at which this machine reads
-the same weights and does nothing else: generating reads every weight once a token, so that this is its limit, and the share
-of it that is reached says more than a rate. Each measurement is repeated; medians count.
+the same weights and does nothing else, before and after: generating reads every weight once a token, so that this is its
+limit, and the share of it that is reached says more than a rate. Each measurement is repeated; medians count.
 With --synthetic a model of a known shape and random weights, held in memory, takes the place of a file.`,
 		Example: `  xlstm bench model.xlstm
   xlstm bench --synthetic 7b --recipe int8
@@ -149,7 +149,7 @@ type benchReport struct {
 	Batch       int     `json:"batch"`
 	Rate        *series `json:"generation_rate,omitempty"`
 	Weights     *series `json:"generation_weight_bandwidth,omitempty"`
-	Share       *series `json:"generation_share_of_read_bandwidth,omitempty"` // of the bandwidth measured just before
+	Share       *series `json:"generation_share_of_read_bandwidth,omitempty"` // the mean of those just before and after
 }
 
 func (a *app) printBench(r *benchReport) {

@@ -17,7 +17,7 @@ func TestBench(t *testing.T) {
 	if err := json.Unmarshal([]byte(must(t, append(args, "--json")...)), &r); err != nil {
 		t.Fatal(err)
 	}
-	if r.Rate == nil || r.PromptRate == nil || r.Share == nil || len(r.Bandwidth.All) != 2 || len(r.Rate.All) != 2 || r.Batch != 2 {
+	if r.Rate == nil || r.PromptRate == nil || r.Share == nil || len(r.Bandwidth.All) != 4 || len(r.Rate.All) != 2 || r.Batch != 2 {
 		t.Fatalf("report %+v", r)
 	}
 	for _, s := range []*series{&r.Bandwidth, r.Rate, r.PromptRate, r.Share, r.Weights} {
@@ -26,7 +26,7 @@ func TestBench(t *testing.T) {
 		}
 	}
 	for i, share := range r.Share.All {
-		if want := r.Weights.All[i] / r.Bandwidth.All[i]; math.Abs(share-want) > 1e-9*want {
+		if want := r.Weights.All[i] / ((r.Bandwidth.All[2*i] + r.Bandwidth.All[2*i+1]) / 2); math.Abs(share-want) > 1e-9*want {
 			t.Errorf("share %v, want %v", share, want)
 		}
 	}

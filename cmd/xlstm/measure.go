@@ -43,6 +43,9 @@ func threadsOf(e engineFlags) int {
 	return goruntime.GOMAXPROCS(0)
 }
 
+// readingTime is how long reading is measured at least, each time.
+const readingTime = 300 * time.Millisecond
+
 // run measures reading, the prompt and generating in turns, so that a machine whose speed swings treats them alike.
 func (m *measurement) run(ctx context.Context) error {
 	f := m.flags
@@ -63,20 +66,25 @@ func (m *measurement) run(ctx context.Context) error {
 	r := m.report
 	var reading, prompt, rates, weights, share []float64
 	for range f.repeat {
-		limit, err := m.bandwidth(ctx, 200*time.Millisecond)
+		before, err := m.bandwidth(ctx, readingTime)
 		if err != nil {
 			return err
 		}
-		reading = append(reading, limit)
+		reading = append(reading, before)
 		if f.generate > 0 {
 			seconds, err := m.generate(ctx, states, logits)
 			if err != nil {
 				return err
 			}
+			after, err := m.bandwidth(ctx, readingTime)
+			if err != nil {
+				return err
+			}
+			reading = append(reading, after)
 			steps := float64(f.generate) / seconds
 			rates = append(rates, steps*float64(f.batch))
 			weights = append(weights, steps*float64(r.WeightBytes))
-			share = append(share, steps*float64(r.WeightBytes)/limit)
+			share = append(share, steps*float64(r.WeightBytes)/((before+after)/2))
 		}
 		if f.prompt > 0 {
 			seconds, err := m.prompt(ctx, states[0], logits)

@@ -155,7 +155,7 @@ func (a *app) fileTokenizer(ctx context.Context, name string) (*tokenizer.Tokeni
 // loadTokenizer loads the tokenizer that a file holds.
 func loadTokenizer(f *format.File) (*tokenizer.Tokenizer, error) {
 	if len(f.Tokenizer()) == 0 {
-		return nil, fmt.Errorf("%s: the file holds no tokenizer: its checkpoint had none", f.Path())
+		return nil, fmt.Errorf("%s: the file holds no tokenizer: there was no tokenizer.json in its checkpoint", f.Path())
 	}
 	t, err := tokenizer.Load(f.Tokenizer())
 	if err != nil {
