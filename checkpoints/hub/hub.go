@@ -55,6 +55,10 @@ type File struct {
 	GitOID string // SHA-1 of the git blob, hex: plain files; else empty
 }
 
+// Hashed reports whether the server gave a hash of f. The Hub always does; a mirror may not for plain files, of which only the size
+// is checked then. Weights are never taken without.
+func (f *File) Hashed() bool { return f.SHA256 != "" || f.GitOID != "" }
+
 // EventKind says what happened.
 type EventKind int
 

@@ -182,6 +182,16 @@ func TestBadNetwork(t *testing.T) {
 				return true
 			}
 		},
+		"plain files without hashes": func(h *fakeHub, n *atomic.Int64) {
+			h.listed = func(list []map[string]any) []map[string]any {
+				for _, e := range list {
+					if e["lfs"] == nil {
+						delete(e, "oid")
+					}
+				}
+				return list
+			}
+		},
 		"no list with sizes": func(h *fakeHub, n *atomic.Int64) {
 			h.api = func(w http.ResponseWriter, r *http.Request) bool {
 				if strings.Contains(r.URL.Path, "/tree/") {
@@ -267,19 +277,32 @@ func TestRefusals(t *testing.T) {
 		"size too large":    {prepare: listed(func(e map[string]any) { e["size"] = 1000 }), want: "config.json: asked for bytes 0-999 of 1000"},
 		"size negative":     {prepare: listed(func(e map[string]any) { e["size"] = -1 }), want: "gives its size as -1"},
 		"size huge":         {prepare: listed(func(e map[string]any) { e["size"] = int64(1) << 43 }), want: "bytes still to come, and the disk has"},
-		"hash missing":      {prepare: listed(func(e map[string]any) { e["oid"] = "zz" }), want: "no hash that can be checked"},
-		"two sizes":         {prepare: listed(func(e map[string]any) { e["lfs"] = map[string]any{"oid": "x", "size": 3} }), want: "two sizes"},
-		"parent":            {prepare: named("../x.json"), include: []string{"*.json"}, want: "not a path that may be written"},
-		"parent inside":     {prepare: named("a/../../x.json"), include: []string{"*.json"}, want: "not a path that may be written"},
-		"absolute":          {prepare: named("/etc/x.json"), include: []string{"*.json"}, want: "not a path that may be written"},
-		"backslash":         {prepare: named(`..\x.json`), want: "not a path that may be written"},
-		"journal":           {prepare: named("config.json.partial"), include: []string{"*"}, want: "not a path that may be written"},
-		"case":              {prepare: named("CONFIG.json"), want: "case alone"},
-		"twice":             {prepare: named("config.json"), want: "case alone"},
-		"file and folder":   {prepare: named("config.json/a.json"), include: []string{"*.json"}, want: "a file and a folder"},
-		"nothing wanted":    {include: []string{"*.gguf"}, want: "none of its"},
-		"bad pattern":       {include: []string{"["}, want: `pattern "["`},
-		"page elsewhere":    {prepare: nextElsewhere, want: "at another host"},
+		"bad SHA-256": {prepare: listed(func(e map[string]any) { e["lfs"] = map[string]any{"oid": "x", "size": e["size"]} }),
+			want: "no SHA-256 that can be checked"},
+		"two sizes": {prepare: listed(func(e map[string]any) { e["lfs"] = map[string]any{"oid": strings.Repeat("0", 64), "size": 3} }),
+			want: "two sizes"},
+		"weights without hash": {prepare: func(h *fakeHub) {
+			h.listed = func(list []map[string]any) []map[string]any {
+				for _, e := range list {
+					if e["path"] == shard1 {
+						delete(e, "lfs")
+						delete(e, "oid")
+					}
+				}
+				return list
+			}
+		}, want: "no hash of these weights"},
+		"parent":          {prepare: named("../x.json"), include: []string{"*.json"}, want: "not a path that may be written"},
+		"parent inside":   {prepare: named("a/../../x.json"), include: []string{"*.json"}, want: "not a path that may be written"},
+		"absolute":        {prepare: named("/etc/x.json"), include: []string{"*.json"}, want: "not a path that may be written"},
+		"backslash":       {prepare: named(`..\x.json`), want: "not a path that may be written"},
+		"journal":         {prepare: named("config.json.partial"), include: []string{"*"}, want: "not a path that may be written"},
+		"case":            {prepare: named("CONFIG.json"), want: "case alone"},
+		"twice":           {prepare: named("config.json"), want: "case alone"},
+		"file and folder": {prepare: named("config.json/a.json"), include: []string{"*.json"}, want: "a file and a folder"},
+		"nothing wanted":  {include: []string{"*.gguf"}, want: "none of its"},
+		"bad pattern":     {include: []string{"["}, want: `pattern "["`},
+		"page elsewhere":  {prepare: nextElsewhere, want: "at another host"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

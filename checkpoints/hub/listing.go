@@ -162,14 +162,20 @@ func (o *Options) patterns() []string {
 	return o.Include
 }
 
-var errIncomplete = errors.New("size or hash is not listed")
+var errIncomplete = errors.New("its size is not listed")
 
 // file checks what the list says of a file.
 func (e *entry) file() (File, error) {
-	f := File{Path: e.Path, GitOID: e.OID}
+	f := File{Path: e.Path}
 	size := e.Size
+	if hex40.MatchString(e.OID) {
+		f.GitOID = e.OID
+	}
 	if e.LFS != nil {
 		f.SHA256, f.GitOID = strings.TrimPrefix(e.LFS.OID, "sha256:"), ""
+		if !hex64.MatchString(f.SHA256) {
+			return f, fmt.Errorf("the server gives no SHA-256 that can be checked (%q)", oneLine(f.SHA256))
+		}
 		if e.LFS.Size != nil {
 			if size != nil && *size != *e.LFS.Size {
 				return f, fmt.Errorf("the server gives two sizes, %d and %d", *size, *e.LFS.Size)
@@ -177,7 +183,7 @@ func (e *entry) file() (File, error) {
 			size = e.LFS.Size
 		}
 	}
-	if size == nil || f.SHA256 == "" && f.GitOID == "" {
+	if size == nil {
 		return f, errIncomplete
 	}
 	f.Size = *size
@@ -188,8 +194,8 @@ func (f *File) check() error {
 	if f.Size < 0 || f.Size > maxSize {
 		return fmt.Errorf("the server gives its size as %d", f.Size)
 	}
-	if f.SHA256 != "" && !hex64.MatchString(f.SHA256) || f.GitOID != "" && !hex40.MatchString(f.GitOID) || f.SHA256 == "" && f.GitOID == "" {
-		return fmt.Errorf("the server gives no hash that can be checked (%q)", oneLine(f.SHA256+f.GitOID))
+	if !f.Hashed() && strings.HasSuffix(f.Path, ".safetensors") {
+		return errors.New("the server gives no hash of these weights, expected SHA-256")
 	}
 	return nil
 }
@@ -218,9 +224,10 @@ func (p *puller) head(ctx context.Context, name string) (File, error) {
 			etag = resp.Header.Get("Etag")
 		}
 		etag = strings.Trim(strings.TrimPrefix(etag, "W/"), `"`)
-		if hex64.MatchString(etag) {
+		switch {
+		case hex64.MatchString(etag):
 			f.SHA256 = etag
-		} else {
+		case hex40.MatchString(etag):
 			f.GitOID = etag
 		}
 		if f.Size, err = strconv.ParseInt(size, 10, 64); err != nil {

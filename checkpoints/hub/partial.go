@@ -249,6 +249,9 @@ func (p *puller) whole(ctx context.Context, f File) (bool, error) {
 	if info.Mode().Type()&^fs.ModeSymlink != 0 {
 		return false, fmt.Errorf("%s: expected a regular file, found %s", path.Join(p.dir, f.Path), info.Mode().Type())
 	}
+	if !f.Hashed() {
+		return false, nil // it might be of another commit
+	}
 	file, err := p.root.Open(f.Path)
 	if err != nil {
 		return false, err

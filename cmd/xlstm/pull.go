@@ -94,7 +94,10 @@ func (w *pullWatcher) event(e hub.Event) {
 	case hub.Received:
 		w.got += e.Bytes
 	case hub.Finished:
-		w.finished++
+		if w.finished++; !e.File.Hashed() {
+			w.app.logf("%s: the server gives no hash of it: only its size was checked", e.File.Path)
+			w.bar = nil
+		}
 	default:
 		return
 	}
