@@ -64,6 +64,7 @@ them, and measures with perplexity that the result is still the original model.`
 		newInspect(a),
 		newLogits(a),
 		newPerplexity(a),
+		newPlan(a),
 		newPull(a),
 		newRun(a),
 		newTokenize(a),
