@@ -1,3 +1,5 @@
+//go:build !gen
+
 package simd
 
 import (

@@ -265,14 +265,14 @@ func dotInt4(vectors int) {
 	ANDQ(I8(-128), whole)
 	JZ(LabelRef("tail"))
 	Label("loop")
-	k.round(i, false)
+	k.round(false)
 	ADDQ(U32(128), i)
 	CMPQ(i, whole)
 	JB(LabelRef("loop"))
 	Label("tail")
 	CMPQ(i, k.n)
 	JE(LabelRef("done"))
-	k.round(i, true)
+	k.round(true)
 	Label("done")
 	k.finish(true)
 }
@@ -301,12 +301,12 @@ func (k *int4State) scale(v, r int) Mem {
 	return Mem{Base: k.sc[v], Index: k.ldsc, Scale: uint8(r)}
 }
 
-func (k *int4State) round(i Register, tail bool) {
+func (k *int4State) round(tail bool) {
 	if wide {
-		k.part(i, tail, 0)
+		k.part(tail, 0)
 	} else {
-		k.part(i, tail, 0)
-		k.part(i, tail, 1)
+		k.part(tail, 0)
+		k.part(tail, 1)
 	}
 	if !tail {
 		k.prefetch(4)
@@ -322,8 +322,20 @@ func (k *int4State) round(i Register, tail bool) {
 	}
 }
 
-// part does a round, or half of one, for each row: nibbles to words, four products a vector, scale.
-func (k *int4State) part(i Register, tail bool, half int) {
+// part does a round, or half of one, for each row: nibbles to words, four products a vector, scale. With one vector
+// AVX-512 has the registers to load activations once for all rows.
+func (k *int4State) part(tail bool, half int) {
+	x := make([][4]Op, len(k.x))
+	for v := range x {
+		for s := range x[v] {
+			x[v][s] = Mem{Base: k.x[v], Disp: 64*s + 32*half}
+			if wide && len(k.x) == 1 {
+				y := vec()
+				VMOVDQU32(x[v][s], y)
+				x[v][s] = y
+			}
+		}
+	}
 	for r := range k.w {
 		q := vecs(4)
 		k.loadNibbles(Mem{Base: k.w[r], Disp: 32 * half}, tail, half, q[3])
@@ -335,16 +347,15 @@ func (k *int4State) part(i Register, tail bool, half int) {
 		VPSRLW(Imm(12), q[3], q[3])
 		for v := range k.x {
 			sum, tmp := vec(), vec()
-			for s := range q {
-				x := Mem{Base: k.x[v], Disp: 64*s + 32*half}
-				switch {
-				case wide && s == 0:
-					zero(sum)
-					fallthrough
-				case s > 0:
-					dotProductAdd(sum, q[s], x, tmp)
-				default:
-					VPMADDWD(x, q[s], sum)
+			if wide {
+				zero(sum)
+				for s := range q {
+					vnni(x[v][s], q[s], sum)
+				}
+			} else {
+				VPMADDWD(x[v][0], q[0], sum)
+				for s := 1; s < 4; s++ {
+					dotProductAdd(sum, q[s], x[v][s], tmp)
 				}
 			}
 			VCVTDQ2PS(sum, sum)

@@ -23,7 +23,8 @@ var wide bool
 func main() {
 	target := flag.String("target", "", "avx2 or avx512")
 	flag.Parse()
-	// The generator reads the package, so that its files must not be empty meanwhile.
+	// The generator reads the package's types, without what depends on its output.
+	check(os.Setenv("GOFLAGS", "-tags=gen"))
 	dir, err := os.MkdirTemp("", "gen")
 	check(err)
 	defer os.RemoveAll(dir)
@@ -137,24 +138,40 @@ func vnni(x Op, w, acc VecVirtual) {
 	})
 }
 
-// sum4 adds the lanes of each of four vectors and gives four sums. The vectors are overwritten.
+// sum4 adds the lanes of each of four vectors and gives four sums. It uses no horizontal sums, which know the lower 16 registers
+// only.
 func sum4(v []VecVirtual) VecVirtual {
 	y := make([]Register, 4)
 	for i, u := range v {
 		y[i] = u.AsY()
 		if wide {
-			high := YMM()
-			VEXTRACTF32X8(Imm(1), u, high)
-			VADDPS(high, u.AsY(), u.AsY())
+			sum := YMM()
+			VEXTRACTF32X8(Imm(1), u, sum)
+			VADDPS(u.AsY(), sum, sum)
+			y[i] = sum
 		}
 	}
-	VHADDPS(y[1], y[0], y[0])
-	VHADDPS(y[3], y[2], y[2])
-	VHADDPS(y[2], y[0], y[0])
-	high := XMM()
-	VEXTRACTF128(Imm(1), y[0], high)
-	VADDPS(high, v[0].AsX(), high)
-	return high
+	// Rows a, b: (a0+a2, b0+b2, a1+a3, b1+b3) in each half; then with rows c, d: (a, b, c, d).
+	pair := func(a, b Register) VecVirtual {
+		low, high := YMM(), YMM()
+		VUNPCKLPS(b, a, low)
+		VUNPCKHPS(b, a, high)
+		VADDPS(high, low, low)
+		return low
+	}
+	ab, cd := pair(y[0], y[1]), pair(y[2], y[3])
+	low, high := YMM(), YMM()
+	VUNPCKLPD(cd, ab, low)
+	VUNPCKHPD(cd, ab, high)
+	VADDPS(high, low, low)
+	top := XMM()
+	if wide {
+		VEXTRACTF32X4(Imm(1), low, top)
+	} else {
+		VEXTRACTF128(Imm(1), low, top)
+	}
+	VADDPS(low.AsX(), top, top)
+	return top
 }
 
 // sum1 adds the lanes of v into the lowest lane of the result.
