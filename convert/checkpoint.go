@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/hex"
 	"fmt"
+	"path/filepath"
 
 	"xlstm/checkpoints"
 	"xlstm/format"
@@ -40,7 +41,7 @@ func fromCheckpoint(src *checkpoints.Checkpoint) (*Source, error) {
 			return nil, fmt.Errorf("tokenizer.json: %w", err)
 		}
 	}
-	s.provenance = format.Provenance{Source: src.Source(), Files: sourceFiles(src.Files(), false)}
+	s.provenance = format.Provenance{Source: sourceName(src.Source()), Files: sourceFiles(src.Files(), false)}
 	if len(s.provenance.Files) > 0 {
 		s.hash = func(ctx context.Context, progress func(done int64)) ([]format.SourceFile, error) {
 			files, err := src.HashFiles(ctx, 1, progress)
@@ -48,6 +49,14 @@ func fromCheckpoint(src *checkpoints.Checkpoint) (*Source, error) {
 		}
 	}
 	return s, nil
+}
+
+// sourceName is a directory's own name: where it lay is nobody's business who gets the file, and must not change its bytes.
+func sourceName(source string) string {
+	if abs, err := filepath.Abs(source); err == nil {
+		return filepath.Base(abs)
+	}
+	return filepath.Base(source)
 }
 
 func sourceFiles(files []checkpoints.SourceFile, hashed bool) []format.SourceFile {

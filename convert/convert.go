@@ -97,7 +97,10 @@ func (s *Source) Write(ctx context.Context, path string, o Options) error {
 	}
 	r := &run{source: s, options: &o, writer: w, memory: semaphore.NewWeighted(memoryBudget)}
 	if err := r.all(ctx, specs); err != nil {
-		return errors.Join(err, w.Abort())
+		if aerr := w.Abort(); aerr != nil {
+			return fmt.Errorf("%w; then %w", err, aerr)
+		}
+		return err
 	}
 	return w.Commit()
 }
@@ -283,8 +286,8 @@ func blame(name string, t tensor, err error) error {
 	return fmt.Errorf("tensor %s: %w", name, err)
 }
 
-// ParseSeed reads a rotation's seed as the provenance holds it. ok is false where the file was not rotated.
-func ParseSeed(p format.Provenance) (seed uint64, ok bool) {
+// RotationSeed is the seed of the rotation that a file was made with. ok is false where it was not rotated.
+func RotationSeed(p format.Provenance) (seed uint64, ok bool) {
 	text, found := p.Options[optionRotate]
 	seed, err := strconv.ParseUint(text, 10, 64)
 	return seed, found && err == nil

@@ -80,13 +80,13 @@ func TestProvenance(t *testing.T) {
 		Notes: map[string]string{"calibrated": "text"},
 	})
 	p := f.Provenance()
-	if p.Program != "xlstm 1.2" || p.Source != src.Source() || f.Recipe() != "int4 blocks.1.*=fp16" {
+	if p.Program != "xlstm 1.2" || p.Source != "tiny-bf16-sharded" || f.Recipe() != "int4 blocks.1.*=fp16" {
 		t.Errorf("provenance %+v, recipe %q", p, f.Recipe())
 	}
 	if fmt.Sprint(p.Options) != "map[calibrated:text rotate:9223372036854775808 scales:plain]" {
 		t.Errorf("options %v", p.Options)
 	}
-	if got, ok := convert.ParseSeed(p); !ok || got != seed {
+	if got, ok := convert.RotationSeed(p); !ok || got != seed {
 		t.Errorf("seed %d, %v", got, ok)
 	}
 	if len(p.Files) != 5 {
