@@ -207,18 +207,18 @@ func TestSavedState(t *testing.T) {
 func TestPerplexity(t *testing.T) {
 	file, text := model(t), testdata+"/books-valid.txt"
 	var alone runtime.PerplexityResult
-	if err := json.Unmarshal([]byte(must(t, "perplexity", file, "-f", text, "--limit", "100", "--window", "40", "--json")), &alone); err != nil {
+	if err := json.Unmarshal([]byte(must(t, "perplexity", file, "-f", text, "--limit", "40", "--window", "16", "--json")), &alone); err != nil {
 		t.Fatal(err)
 	}
-	if alone.Tokens != 100 || alone.Sequences != 3 || !(alone.Perplexity > 2 && alone.Perplexity < 500) {
+	if alone.Tokens != 40 || alone.Sequences != 3 || !(alone.Perplexity > 2 && alone.Perplexity < 500) {
 		t.Errorf("%+v", alone)
 	}
 	var c runtime.Comparison
-	args := []string{"perplexity", file, "-f", text, "--limit", "100", "--window", "40", "--against"}
+	args := []string{"perplexity", file, "-f", text, "--limit", "40", "--window", "16", "--against"}
 	if err := json.Unmarshal([]byte(must(t, append(args, demoDir, "--json")...)), &c); err != nil {
 		t.Fatal(err)
 	}
-	if f := c.Files[0]; math.Abs(f.Ratio-1) > 1e-3 || f.MeanKL > 1e-5 || f.TopAgreement < 0.98 || math.Abs(f.NLL-alone.NLL) > 1e-4 {
+	if f := c.Files[0]; math.Abs(f.Ratio-1) > 1e-3 || f.MeanKL > 1e-5 || f.TopAgreement < 0.95 || math.Abs(f.NLL-alone.NLL) > 1e-4 {
 		t.Errorf("fp16 against the original: %+v, alone %+v", f, alone)
 	}
 	if err := json.Unmarshal([]byte(must(t, append(args, file, "--json")...)), &c); err != nil {
@@ -228,8 +228,8 @@ func TestPerplexity(t *testing.T) {
 		t.Errorf("a file against itself: %+v", f)
 	}
 	for _, args := range [][]string{{"--stream"}, {"--against", "demo"}} {
-		out := must(t, append([]string{"perplexity", file, "-f", text, "--limit", "50"}, args...)...)
-		if !strings.Contains(out, "perplexity ") || !strings.Contains(out, "50 tokens in") {
+		out := must(t, append([]string{"perplexity", file, "-f", text, "--limit", "20"}, args...)...)
+		if !strings.Contains(out, "perplexity ") || !strings.Contains(out, "20 tokens in") {
 			t.Errorf("%v: %s", args, out)
 		}
 	}
