@@ -28,6 +28,7 @@ func avx2Path() *Path {
 		scales:     scalesAVX2,
 		tileRows:   16,
 		floatTiles: []tileKernel{{6, floatTilex6AVX2}, {4, floatTilex4AVX2}, {2, floatTilex2AVX2}, {1, floatTilex1AVX2}},
+		exactTiles: []tileKernel{{2, exactTilex2AVX2}, {1, exactTilex1AVX2}},
 		intTiles:   []tileKernel{{6, intTilex6AVX2}, {4, intTilex4AVX2}, {2, intTilex2AVX2}, {1, intTilex1AVX2}},
 		transpose:  transposeAVX2,
 		streamRead: streamReadBlocks,
@@ -52,9 +53,10 @@ func avx512Path() *Path {
 	p.name = "avx512"
 	p.tileRows = 32
 	p.floatTiles = []tileKernel{{12, floatTilex12AVX512}, {8, floatTilex8AVX512}, {4, floatTilex4AVX512}, {2, floatTilex2AVX512}, {1, floatTilex1AVX512}}
+	p.exactTiles = []tileKernel{{6, exactTilex6AVX512}, {3, exactTilex3AVX512}, {1, exactTilex1AVX512}}
 	p.intTiles = []tileKernel{{12, intTilex12AVX512}, {8, intTilex8AVX512}, {4, intTilex4AVX512}, {2, intTilex2AVX512}, {1, intTilex1AVX512}}
 	p.step = stepAVX512
-	p.dots[format.FP32] = []dotKernel{{4, dotF32x4AVX512}, {2, dotF32x2AVX512}, {1, dotF32x1AVX512}}
+	p.dots[format.FP32] = []dotKernel{{2, dotF32x2AVX512}, {1, dotF32x1AVX512}}
 	p.dots[format.FP16] = []dotKernel{{4, dotF16x4AVX512}, {2, dotF16x2AVX512}, {1, dotF16x1AVX512}}
 	p.dots[format.BF16] = []dotKernel{{4, dotBF16x4AVX512}, {2, dotBF16x2AVX512}, {1, dotBF16x1AVX512}}
 	p.dots[format.Int8] = []dotKernel{{2, dotI8x2AVX512}, {1, dotI8x1AVX512}}
@@ -98,7 +100,7 @@ func streamReadBlocks(b []byte) uint64 {
 
 var avx2VectorOps = vectorOps{
 	dot:        dotVectors,
-	sumSquares: func(x []float32) float32 { return dotVectors(x, x) },
+	sumSquares: func(x []float32) float64 { return sumSquaresAbout(x, 0) },
 	axpy: func(y, x []float32, alpha float32) {
 		if n := len(x) &^ 7; n > 0 {
 			axpyAVX2(&y[0], &x[0], n, alpha)
@@ -111,7 +113,7 @@ var avx2VectorOps = vectorOps{
 		}
 		genericScaleTo(dst[len(x)&^7:], x[len(x)&^7:], alpha)
 	},
-	normTo: func(dst, x []float32, mean, factor float32) {
+	normTo: func(dst, x []float32, mean, factor float64) {
 		if n := len(x) &^ 7; n > 0 {
 			normToAVX2(&dst[0], &x[0], n, mean, factor)
 		}
@@ -142,7 +144,7 @@ func dotVectors(x, y []float32) float32 {
 	return sum
 }
 
-func varianceAVX2(x []float32) (mean, variance float32) {
+func varianceAVX2(x []float32) (mean, variance float64) {
 	var p [8]float32
 	n := len(x) &^ 7
 	copy(p[:], x[n:])
@@ -150,15 +152,21 @@ func varianceAVX2(x []float32) (mean, variance float32) {
 	if n > 0 {
 		sum += sumAVX2(&x[0], n)
 	}
-	mean = sum / float32(len(x))
-	for i := len(x) - n; i < len(p); i++ {
-		p[i] = mean
+	mean = sum / float64(len(x))
+	return mean, sumSquaresAbout(x, mean) / float64(len(x))
+}
+
+func sumSquaresAbout(x []float32, mean float64) float64 {
+	n := len(x) &^ 7
+	sum := 0.0
+	for _, v := range x[n:] {
+		d := float64(v) - mean
+		sum += d * d
 	}
-	sum = sumSquaresAboutAVX2(&p[0], 8, mean)
 	if n > 0 {
 		sum += sumSquaresAboutAVX2(&x[0], n, mean)
 	}
-	return mean, sum / float32(len(x))
+	return sum
 }
 
 func sigmoidMulVectors(dst, x, y []float32) {

@@ -59,6 +59,12 @@ func floatTilex1AVX2(a *tileArgs)
 func intTilex1AVX2(a *tileArgs)
 
 //go:noescape
+func exactTilex2AVX2(a *tileArgs)
+
+//go:noescape
+func exactTilex1AVX2(a *tileArgs)
+
+//go:noescape
 func widenF16AVX2(dst *byte, src *byte, n int)
 
 //go:noescape
@@ -89,10 +95,10 @@ func permuteAVX2(dst *int16, src *int16, n int)
 func dotAVX2(x *float32, y *float32, n int) float32
 
 //go:noescape
-func sumAVX2(x *float32, n int) float32
+func sumAVX2(x *float32, n int) float64
 
 //go:noescape
-func sumSquaresAboutAVX2(x *float32, n int, mean float32) float32
+func sumSquaresAboutAVX2(x *float32, n int, mean float64) float64
 
 //go:noescape
 func maxAVX2(x *float32, n int) float32
@@ -104,7 +110,7 @@ func axpyAVX2(y *float32, x *float32, n int, alpha float32)
 func scaleToAVX2(dst *float32, x *float32, n int, alpha float32)
 
 //go:noescape
-func normToAVX2(dst *float32, x *float32, n int, mean float32, factor float32)
+func normToAVX2(dst *float32, x *float32, n int, mean float64, factor float64)
 
 //go:noescape
 func sigmoidMulAVX2(dst *float32, x *float32, y *float32, n int)

@@ -35,9 +35,6 @@ func dotI8x2AVX512(a *dotArgs)
 func dotI4x2AVX512(a *dotArgs)
 
 //go:noescape
-func dotF32x4AVX512(a *dotArgs)
-
-//go:noescape
 func dotF16x4AVX512(a *dotArgs)
 
 //go:noescape
@@ -72,6 +69,15 @@ func floatTilex1AVX512(a *tileArgs)
 
 //go:noescape
 func intTilex1AVX512(a *tileArgs)
+
+//go:noescape
+func exactTilex6AVX512(a *tileArgs)
+
+//go:noescape
+func exactTilex3AVX512(a *tileArgs)
+
+//go:noescape
+func exactTilex1AVX512(a *tileArgs)
 
 //go:noescape
 func step4AVX512(c *float32, ld uintptr, v *float32, h *float32, n int, coef *[9]float32)

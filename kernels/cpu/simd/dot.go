@@ -9,6 +9,9 @@ import (
 // Scratch is the memory that one worker needs for products. The zero value is ready; it grows to what is needed and is used
 // again. Two calls must not use one at the same time.
 type Scratch struct {
+	// Exact makes Gemm sum in float64.
+	Exact bool
+
 	dot   dotArgs
 	tile  tileArgs
 	scale scaleArgs

@@ -2,7 +2,7 @@ package simd
 
 // Gemm computes C = alpha*op(A)*op(B) + beta*C, row by row, where op(A) is m x k (A itself, or the transpose of the k x m matrix A
 // where transA is set), op(B) is k x n, and lda, ldb and ldc are the distances of stored rows. C is written without being read
-// where beta is 0. C must not overlap A or B.
+// where beta is 0. C must not overlap A or B. Sums are in float32, or with s.Exact in float64, rounded to float32 each 256 terms.
 func Gemm(transA, transB bool, m, n, k int, alpha float32, a []float32, lda int, b []float32, ldb int, beta float32, c []float32, ldc int, s *Scratch) {
 	active.Gemm(transA, transB, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc, s)
 }
@@ -36,7 +36,7 @@ func (p *Path) Gemm(transA, transB bool, m, n, k int, alpha float32, a []float32
 				first := j + t*p.tileRows
 				p.packB(s, s.w[t*p.tileRows*depth:], transB, b, ldb, first, min(p.tileRows, n-first), l, kn)
 			}
-			p.runFloatTiles(s, tiles, kn, a[l:], lda, m)
+			p.runFloatTiles(s, s.Exact, tiles, kn, a[l:], lda, m)
 		}
 		p.storeGemm(s, m, cols, alpha, beta, c[j:], ldc)
 	}

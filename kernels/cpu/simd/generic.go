@@ -15,6 +15,7 @@ func genericPath() *Path {
 		scales:     genericScales,
 		tileRows:   genericRows,
 		floatTiles: []tileKernel{{2, genericFloatTile2}, {1, genericFloatTile1}},
+		exactTiles: []tileKernel{{2, genericFloatTile2}, {1, genericFloatTile1}},
 		intTiles:   []tileKernel{{1, genericIntTile1}},
 		transpose:  genericTranspose,
 		streamRead: genericStreamRead,

@@ -8,19 +8,20 @@ import (
 
 // The plain kernels. They do the same integer arithmetic as the assembly; sums in float32 have another order.
 
+// genericDotF32 sums in float64, as all paths do for float32 weights: they are for those who want the model as it is.
 func genericDotF32(a *dotArgs) {
 	x := unsafe.Slice((*float32)(a.x), a.n)
 	for r, p := range a.w {
 		w := unsafe.Slice((*byte)(p), 4*len(x))
-		var s0, s1, s2, s3 float32
+		var s0, s1, s2, s3 float64
 		for i := 0; i < len(x); i += 4 {
 			v, u := x[i:i+4:i+4], w[4*i:4*i+16:4*i+16]
-			s0 += v[0] * math.Float32frombits(binary.LittleEndian.Uint32(u))
-			s1 += v[1] * math.Float32frombits(binary.LittleEndian.Uint32(u[4:]))
-			s2 += v[2] * math.Float32frombits(binary.LittleEndian.Uint32(u[8:]))
-			s3 += v[3] * math.Float32frombits(binary.LittleEndian.Uint32(u[12:]))
+			s0 += float64(v[0]) * float64(math.Float32frombits(binary.LittleEndian.Uint32(u)))
+			s1 += float64(v[1]) * float64(math.Float32frombits(binary.LittleEndian.Uint32(u[4:])))
+			s2 += float64(v[2]) * float64(math.Float32frombits(binary.LittleEndian.Uint32(u[8:])))
+			s3 += float64(v[3]) * float64(math.Float32frombits(binary.LittleEndian.Uint32(u[12:])))
 		}
-		a.out[r] = s0 + s1 + (s2 + s3)
+		a.out[r] = float32(s0 + s1 + (s2 + s3))
 	}
 }
 

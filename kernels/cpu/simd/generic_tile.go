@@ -9,22 +9,21 @@ import (
 // genericRows is tileRows of the plain path: with two vectors the sums are eight scalars.
 const genericRows = 4
 
+// The sums are in float64, which costs plain Go nothing, so that they serve as exactTiles too.
+
 func genericFloatTile1(a *tileArgs) {
 	k := int(a.k)
 	w, x := unsafe.Slice((*float32)(a.w), genericRows*k), unsafe.Slice((*float32)(a.x), k)
 	c := (*[genericRows]float32)(a.c)
-	var s0, s1, s2, s3 float32
-	for i, v := range x {
-		u := w[genericRows*i : genericRows*i+4 : genericRows*i+4]
-		s0 += v * u[0]
-		s1 += v * u[1]
-		s2 += v * u[2]
-		s3 += v * u[3]
+	s0, s1, s2, s3 := float64(c[0]), float64(c[1]), float64(c[2]), float64(c[3])
+	for i, xi := range x {
+		u, v := w[genericRows*i:genericRows*i+4:genericRows*i+4], float64(xi)
+		s0 += v * float64(u[0])
+		s1 += v * float64(u[1])
+		s2 += v * float64(u[2])
+		s3 += v * float64(u[3])
 	}
-	c[0] += s0
-	c[1] += s1
-	c[2] += s2
-	c[3] += s3
+	c[0], c[1], c[2], c[3] = float32(s0), float32(s1), float32(s2), float32(s3)
 }
 
 func genericFloatTile2(a *tileArgs) {
@@ -32,21 +31,22 @@ func genericFloatTile2(a *tileArgs) {
 	w, x := unsafe.Slice((*float32)(a.w), genericRows*k), unsafe.Slice((*float32)(a.x), k)
 	y := unsafe.Slice((*float32)(unsafe.Add(a.x, a.ldx)), k)[:len(x)]
 	c := (*[2 * genericRows]float32)(a.c)
-	var s0, s1, s2, s3, t0, t1, t2, t3 float32
-	for i, v := range x {
-		u := w[genericRows*i : genericRows*i+4 : genericRows*i+4]
-		z := y[i]
-		s0 += v * u[0]
-		s1 += v * u[1]
-		s2 += v * u[2]
-		s3 += v * u[3]
-		t0 += z * u[0]
-		t1 += z * u[1]
-		t2 += z * u[2]
-		t3 += z * u[3]
+	s0, s1, s2, s3 := float64(c[0]), float64(c[1]), float64(c[2]), float64(c[3])
+	t0, t1, t2, t3 := float64(c[4]), float64(c[5]), float64(c[6]), float64(c[7])
+	for i, xi := range x {
+		u, v, z := w[genericRows*i:genericRows*i+4:genericRows*i+4], float64(xi), float64(y[i])
+		u0, u1, u2, u3 := float64(u[0]), float64(u[1]), float64(u[2]), float64(u[3])
+		s0 += v * u0
+		s1 += v * u1
+		s2 += v * u2
+		s3 += v * u3
+		t0 += z * u0
+		t1 += z * u1
+		t2 += z * u2
+		t3 += z * u3
 	}
-	for i, v := range [...]float32{s0, s1, s2, s3, t0, t1, t2, t3} {
-		c[i] += v
+	for i, v := range [...]float64{s0, s1, s2, s3, t0, t1, t2, t3} {
+		c[i] = float32(v)
 	}
 }
 

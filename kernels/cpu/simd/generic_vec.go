@@ -4,7 +4,7 @@ import "math"
 
 var genericVectorOps = vectorOps{
 	dot:        genericDot,
-	sumSquares: func(x []float32) float32 { return genericDot(x, x) },
+	sumSquares: genericSumSquares,
 	axpy:       genericAxpy,
 	scaleTo:    genericScaleTo,
 	normTo:     genericNormTo,
@@ -17,10 +17,6 @@ var genericVectorOps = vectorOps{
 	sumExp:     genericSumExp,
 	step:       genericStep,
 }
-
-func inverseSqrt(x float32) float32 { return float32(1 / math.Sqrt(float64(x))) }
-
-func logOf(x float64) float64 { return math.Log(x) }
 
 func genericDot(x, y []float32) float32 {
 	y = y[:len(x)]
@@ -53,25 +49,33 @@ func genericScaleTo(dst, x []float32, alpha float32) {
 	}
 }
 
-func genericNormTo(dst, x []float32, mean, factor float32) {
+func genericNormTo(dst, x []float32, mean, factor float64) {
 	dst = dst[:len(x)]
 	for i, v := range x {
-		dst[i] = (v - mean) * factor
+		dst[i] = float32((float64(v) - mean) * factor)
 	}
 }
 
-func genericVariance(x []float32) (mean, variance float32) {
+func genericSumSquares(x []float32) float64 {
+	sum := 0.0
+	for _, v := range x {
+		sum += float64(v) * float64(v)
+	}
+	return sum
+}
+
+func genericVariance(x []float32) (mean, variance float64) {
 	sum := 0.0
 	for _, v := range x {
 		sum += float64(v)
 	}
-	m := sum / float64(len(x))
+	mean = sum / float64(len(x))
 	sum = 0
 	for _, v := range x {
-		d := float64(v) - m
+		d := float64(v) - mean
 		sum += d * d
 	}
-	return float32(m), float32(sum / float64(len(x)))
+	return mean, sum / float64(len(x))
 }
 
 func genericLogistic(x float32) float32 { return float32(1 / (1 + math.Exp(-float64(x)))) }

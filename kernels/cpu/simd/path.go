@@ -19,6 +19,7 @@ type Path struct {
 
 	tileRows   int // rows of a packed tile, at most maxTileRows
 	floatTiles []tileKernel
+	exactTiles []tileKernel // floatTiles with sums in float64
 	intTiles   []tileKernel
 	widen      [format.Int4 + 1]func(dst, src *byte, n int)  // one row of n values, multiple of 32
 	transpose  func(dst, src *byte, ld uintptr, n, rows int) // 32-bit units: dst[u*tileRows+r] = src[r][u]

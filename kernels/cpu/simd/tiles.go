@@ -26,7 +26,7 @@ func (p *Path) mulTiles(m *Matrix, dst []float32, ldd int, a *Acts, r0, r1 int, 
 		for k := 0; k < m.Cols; k += depth {
 			p.packMatrix(m, s, r, rows, k)
 			if !m.quantized() {
-				p.runFloatTiles(s, tiles, min(depth, format.PaddedCols(m.Cols)-k), a.f[k:], a.ldf, a.n)
+				p.runFloatTiles(s, m.Enc.Kind == format.FP32, tiles, min(depth, format.PaddedCols(m.Cols)-k), a.f[k:], a.ldf, a.n)
 			} else {
 				p.runIntTiles(s, tiles, a, k)
 			}
@@ -107,12 +107,17 @@ func (p *Path) packScales(m *Matrix, s *Scratch, t, r, have, k int) {
 	}
 }
 
-// runFloatTiles adds to s.c, [tile][vector][tileRows], the products of packed tiles, depth k each, with n vectors of x, ldx apart.
-func (p *Path) runFloatTiles(s *Scratch, tiles, k int, x []float32, ldx, n int) {
+// runFloatTiles adds to s.c, [tile][vector][tileRows], the products of packed tiles, depth k each, with n vectors of x, ldx apart;
+// exact is with sums in float64.
+func (p *Path) runFloatTiles(s *Scratch, exact bool, tiles, k int, x []float32, ldx, n int) {
 	a := &s.tile
+	kernels := p.floatTiles
+	if exact {
+		kernels = p.exactTiles
+	}
 	a.k, a.ldx = uintptr(k), uintptr(4*ldx)
 	for i := 0; i < n; {
-		kernel := tileFor(p.floatTiles, n-i)
+		kernel := tileFor(kernels, n-i)
 		a.x = unsafe.Pointer(&x[i*ldx])
 		for t := range tiles {
 			a.w = unsafe.Pointer(&s.w[t*p.tileRows*depth])
@@ -168,7 +173,7 @@ func (p *Path) addMins(m *Matrix, a *Acts, s *Scratch, r, rows int) {
 				}
 			}
 		}
-		p.runFloatTiles(s, tiles, n, a.sums[g:], a.lds, a.n)
+		p.runFloatTiles(s, false, tiles, n, a.sums[g:], a.lds, a.n)
 	}
 }
 

@@ -1,13 +1,15 @@
 package simd
 
+import "math"
+
 // vectorOps are the operations on vectors of float32. Slices that they take together have the same length.
 type vectorOps struct {
 	dot        func(x, y []float32) float32
-	sumSquares func(x []float32) float32
+	sumSquares func(x []float32) float64
 	axpy       func(y, x []float32, alpha float32)
 	scaleTo    func(dst, x []float32, alpha float32)
-	normTo     func(dst, x []float32, mean, factor float32)
-	variance   func(x []float32) (mean, variance float32)
+	normTo     func(dst, x []float32, mean, factor float64)
+	variance   func(x []float32) (mean, variance float64)
 	sigmoidMul func(dst, x, y []float32)
 	siluMul    func(dst, gate, up []float32)
 	sigmoid    func(dst, x []float32)
@@ -35,7 +37,7 @@ func Scale(x []float32, alpha float32) { active.Scale(x, alpha) }
 // Scale is the function Scale on path p.
 func (p *Path) Scale(x []float32, alpha float32) { p.scaleTo(x, x, alpha) }
 
-// RMSNorm computes dst = x / sqrt(mean(x^2) + eps), the mean in float32. dst may be x.
+// RMSNorm computes dst = x / sqrt(mean(x^2) + eps), the mean in float64. dst may be x.
 func RMSNorm(dst, x []float32, eps float32) { active.RMSNorm(dst, x, eps) }
 
 // RMSNorm is the function RMSNorm on path p.
@@ -43,11 +45,11 @@ func (p *Path) RMSNorm(dst, x []float32, eps float32) {
 	if len(x) == 0 {
 		return
 	}
-	mean := p.sumSquares(x) / float32(len(x))
-	p.scaleTo(dst[:len(x)], x, inverseSqrt(mean+eps))
+	mean := p.sumSquares(x) / float64(len(x))
+	p.scaleTo(dst[:len(x)], x, float32(1/math.Sqrt(mean+float64(eps))))
 }
 
-// LayerNorm computes dst = (x - mean(x)) / sqrt(var(x) + eps) with the biased variance, about the mean, in float32. dst may be x.
+// LayerNorm computes dst = (x - mean(x)) / sqrt(var(x) + eps) with the biased variance, about the mean, in float64. dst may be x.
 func LayerNorm(dst, x []float32, eps float32) { active.LayerNorm(dst, x, eps) }
 
 // LayerNorm is the function LayerNorm on path p.
@@ -56,7 +58,7 @@ func (p *Path) LayerNorm(dst, x []float32, eps float32) {
 		return
 	}
 	mean, variance := p.variance(x)
-	p.normTo(dst[:len(x)], x, mean, inverseSqrt(variance+eps))
+	p.normTo(dst[:len(x)], x, mean, 1/math.Sqrt(variance+float64(eps)))
 }
 
 // SigmoidMul computes dst = y * sigmoid(x). dst may be x or y. The arguments' order is that of the product's use:
@@ -94,10 +96,10 @@ func LogSumExp(x []float32) float64 { return active.LogSumExp(x) }
 // LogSumExp is the function LogSumExp on path p.
 func (p *Path) LogSumExp(x []float32) float64 {
 	if len(x) == 0 {
-		return logOf(0)
+		return math.Inf(-1)
 	}
 	top := p.max(x)
-	return float64(top) + logOf(p.sumExp(x, top))
+	return float64(top) + math.Log(p.sumExp(x, top))
 }
 
 // MLSTMStep is one token's step of one head, in one pass over the state C, dk rows of dv values ldc apart, dk being the length of

@@ -276,7 +276,9 @@ func TestGemm(t *testing.T) {
 			m, n, k := d[0], d[1], d[2]
 			for bits := range 4 {
 				for _, f := range [][2]float32{{1, 0}, {1, 1}, {0.5, -2}} {
-					testGemm(t, p, r, &s, bits&1 != 0, bits&2 != 0, m, n, k, f[0], f[1])
+					for _, s.Exact = range []bool{false, true} {
+						testGemm(t, p, r, &s, bits&1 != 0, bits&2 != 0, m, n, k, f[0], f[1])
+					}
 				}
 			}
 		}
@@ -298,6 +300,10 @@ func testGemm(t *testing.T, p *Path, r *rand.Rand, s *Scratch, transA, transB bo
 		}
 	}
 	before := slices.Clone(c)
+	tolerance := 2e-6
+	if s.Exact {
+		tolerance = 2e-7
+	}
 	p.Gemm(transA, transB, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc, s)
 	for i := range m {
 		for j := range ldc {
@@ -325,7 +331,7 @@ func testGemm(t *testing.T, p *Path, r *rand.Rand, s *Scratch, transA, transB bo
 				sum += float64(beta) * float64(before[i*ldc+j])
 				size += math.Abs(float64(beta * before[i*ldc+j]))
 			}
-			checkClose(t, name("gemm ", transA, transB, " ", m, " ", n, " ", k), c[i*ldc+j], sum, size, 2e-6)
+			checkClose(t, name("gemm ", transA, transB, " ", m, " ", n, " ", k), c[i*ldc+j], sum, size, tolerance)
 		}
 	}
 }

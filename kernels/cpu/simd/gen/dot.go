@@ -30,14 +30,13 @@ const (
 
 func dots() {
 	for _, n := range []int{1, 2} {
-		dotFloat("F32", n, 4)
+		dotExact(n)
 		dotFloat("F16", n, 2)
 		dotFloat("BF16", n, 2)
 		dotInt8(n)
 		dotInt4(n)
 	}
 	if wide {
-		dotFloat("F32", 4, 4)
 		dotFloat("F16", 4, 2)
 		dotFloat("BF16", 4, 2)
 	}
@@ -134,11 +133,42 @@ func dotFloat(name string, vectors, size int) {
 	d.finish(false)
 }
 
+// dotExact is the product of float32 weights, summed in float64.
+func dotExact(vectors int) {
+	d := newDot("F32", vectors)
+	d.accumulators()
+	x := vecs(vectors)
+	i := GP64()
+	XORQ(i, i)
+	Label("loop")
+	for at := 0; at < 32; at += lanes() / 2 {
+		for v := range x {
+			VCVTPS2PD(Mem{Base: d.x[v], Index: i, Scale: 4, Disp: 4 * at}, x[v])
+		}
+		for r := range d.w {
+			w := vec()
+			VCVTPS2PD(Mem{Base: d.w[r], Index: i, Scale: 4, Disp: 4 * at}, w)
+			for v := range x {
+				VFMADD231PD(x[v], w, d.acc[r][v])
+			}
+		}
+	}
+	d.prefetch(8)
+	ADDQ(Imm(32), i)
+	CMPQ(i, d.n)
+	JB(LabelRef("loop"))
+	for v := range d.x {
+		for r := 0; r < 4; r += 2 {
+			VMOVLPS(sum2(d.acc[r][v], d.acc[r+1][v]), Mem{Base: d.args, Disp: dotOut + 16*v + 4*r})
+		}
+	}
+	VZEROUPPER()
+	RET()
+}
+
 // loadFloats widens a vector of floats in memory.
 func loadFloats(name string, from Mem, to VecVirtual) {
 	switch name {
-	case "F32":
-		VMOVUPS(from, to)
 	case "F16":
 		VCVTPH2PS(from, to)
 	case "BF16":

@@ -174,6 +174,31 @@ func sum4(v []VecVirtual) VecVirtual {
 	return top
 }
 
+// sum2 adds the float64 lanes of each of two vectors and gives two sums in float32. The vectors are overwritten.
+func sum2(a, b VecVirtual) VecVirtual {
+	y := [2]VecVirtual{YMM(), YMM()}
+	for i, u := range []VecVirtual{a, b} {
+		if wide {
+			VEXTRACTF64X4(Imm(1), u, y[i])
+			VADDPD(u.AsY(), y[i], y[i])
+		} else {
+			VMOVUPD(u, y[i])
+		}
+	}
+	low, high, x := YMM(), YMM(), XMM()
+	VUNPCKLPD(y[1], y[0], low)
+	VUNPCKHPD(y[1], y[0], high)
+	VADDPD(high, low, low)
+	if wide {
+		VEXTRACTF64X2(Imm(1), low, x)
+	} else {
+		VEXTRACTF128(Imm(1), low, x)
+	}
+	VADDPD(low.AsX(), x, x)
+	VCVTPD2PSX(x, x)
+	return x
+}
+
 // sum1 adds the lanes of v into the lowest lane of the result.
 func sum1(v VecVirtual) VecVirtual {
 	high := XMM()

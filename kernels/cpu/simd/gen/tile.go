@@ -32,6 +32,13 @@ func tiles() {
 		floatTile(n)
 		intTile(n)
 	}
+	counts = []int{2, 1}
+	if wide {
+		counts = []int{6, 3, 1}
+	}
+	for _, n := range counts {
+		exactTile(n)
+	}
 }
 
 // tileState is what the tile kernels have in common: two vectors of rows, n vectors of activations.
@@ -134,6 +141,57 @@ func floatTile(n int) {
 			at := Mem{Base: t.c, Disp: t.row*i + t.row/2*j}
 			VADDPS(at, a[j], a[j])
 			VMOVUPS(a[j], at)
+		}
+	}
+	VZEROUPPER()
+	RET()
+}
+
+// exactTile is floatTile with sums in float64: four vectors of rows.
+func exactTile(n int) {
+	function(fmt.Sprintf("exactTilex%d", n), "func(a *tileArgs)")
+	args := Load(Param("a"), GP64())
+	w, c, k := load(args, tileW), load(args, tileC), load(args, tileK)
+	x := newRows(load(args, tileX), load(args, tileLdx), n)
+	half := 2 * lanes() // bytes of a vector's rows in float32
+	acc := make([][]VecVirtual, n)
+	for i := range acc {
+		acc[i] = vecs(4)
+		zero(acc[i]...)
+	}
+	Label("loop")
+	row := vecs(4)
+	for j := range row {
+		VCVTPS2PD(Mem{Base: w, Disp: half * j}, row[j])
+	}
+	for i := range acc {
+		v := vec()
+		if wide {
+			VCVTPS2PD_BCST(x.at(i, 0), v)
+		} else {
+			VBROADCASTSS(x.at(i, 0), v.AsX())
+			VCVTPS2PD(v.AsX(), v)
+		}
+		for j := range row {
+			VFMADD231PD(v, row[j], acc[i][j])
+		}
+	}
+	x.advance(4)
+	ADDQ(I32(4*half), w)
+	DECQ(k)
+	JNZ(LabelRef("loop"))
+	for i := range acc {
+		for j, a := range acc[i] {
+			at, old := Mem{Base: c, Disp: half * (4*i + j)}, vec()
+			VCVTPS2PD(at, old)
+			VADDPD(old, a, a)
+			if wide {
+				VCVTPD2PS(a, a.AsY())
+				VMOVUPS(a.AsY(), at)
+			} else {
+				VCVTPD2PSY(a, a.AsX())
+				VMOVUPS(a.AsX(), at)
+			}
 		}
 	}
 	VZEROUPPER()

@@ -85,26 +85,30 @@ func reductions() {
 	Store(sum1(acc[0]), ReturnIndex(0))
 	end()
 
-	function("sum", "func(x *float32, n int) float32")
+	// Sums in float64 of x and of squares of x less mean.
+	function("sum", "func(x *float32, n int) float64")
 	p = params("x", "n")
-	s := YMM()
-	zero(s)
-	each(p[1], func(i Register) { VADDPS(float(p[0], i), s, s) })
-	Store(sum1(s), ReturnIndex(0))
+	s := vecs(2)
+	zero(s...)
+	each(p[1], func(i Register) {
+		for j, d := range doubles(p[0], i) {
+			VADDPD(d, s[j], s[j])
+		}
+	})
+	Store(sumDoubles(s), ReturnIndex(0))
 	end()
 
-	// Of up to n values, whatever stands in the padding counts: the caller pads with mean.
-	function("sumSquaresAbout", "func(x *float32, n int, mean float32) float32")
+	function("sumSquaresAbout", "func(x *float32, n int, mean float64) float64")
 	p = params("x", "n")
-	mean, s := broadcast("mean"), YMM()
-	zero(s)
+	mean, s := broadcastDouble("mean"), vecs(2)
+	zero(s...)
 	each(p[1], func(i Register) {
-		d := YMM()
-		VMOVUPS(float(p[0], i), d)
-		VSUBPS(mean, d, d)
-		VFMADD231PS(d, d, s)
+		for j, d := range doubles(p[0], i) {
+			VSUBPD(mean, d, d)
+			VFMADD231PD(d, d, s[j])
+		}
 	})
-	Store(sum1(s), ReturnIndex(0))
+	Store(sumDoubles(s), ReturnIndex(0))
 	end()
 
 	function("max", "func(x *float32, n int) float32")
@@ -146,17 +150,46 @@ func elementwise() {
 	})
 	end()
 
-	function("normTo", "func(dst, x *float32, n int, mean, factor float32)")
+	function("normTo", "func(dst, x *float32, n int, mean, factor float64)")
 	p = params("dst", "x", "n")
-	mean, factor := broadcast("mean"), broadcast("factor")
+	mean, factor := broadcastDouble("mean"), broadcastDouble("factor")
 	each(p[2], func(i Register) {
-		v := YMM()
-		VMOVUPS(float(p[1], i), v)
-		VSUBPS(mean, v, v)
-		VMULPS(factor, v, v)
-		VMOVUPS(v, float(p[0], i))
+		for j, d := range doubles(p[1], i) {
+			VSUBPD(mean, d, d)
+			VMULPD(factor, d, d)
+			VCVTPD2PSY(d, d.AsX())
+			VMOVUPS(d.AsX(), Mem{Base: p[0], Index: i, Scale: 4, Disp: 16 * j})
+		}
 	})
 	end()
+}
+
+// doubles widens the 8 values at i.
+func doubles(base, i Register) []VecVirtual {
+	d := vecs(2)
+	for j := range d {
+		VCVTPS2PD(Mem{Base: base, Index: i, Scale: 4, Disp: 16 * j}, d[j])
+	}
+	return d
+}
+
+// sumDoubles adds the float64 lanes of both vectors.
+func sumDoubles(s []VecVirtual) VecVirtual {
+	high := XMM()
+	VADDPD(s[1], s[0], s[0])
+	VEXTRACTF128(Imm(1), s[0], high)
+	VADDPD(s[0].AsX(), high, high)
+	VHADDPD(high, high, high)
+	return high
+}
+
+// broadcastDouble puts a float64 parameter into all lanes.
+func broadcastDouble(name string) VecVirtual {
+	y := YMM()
+	p, err := Param(name).Resolve()
+	check(err)
+	VBROADCASTSD(p.Addr, y)
+	return y
 }
 
 // quantize makes the passes over a block of activations: n is a multiple of 32.
