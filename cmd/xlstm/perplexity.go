@@ -24,6 +24,7 @@ type perplexityFlags struct {
 func newPerplexity(a *app) *cobra.Command {
 	var p perplexityFlags
 	var e engineFlags
+	var c compareFlags
 	cmd := &cobra.Command{
 		Use:   "perplexity MODEL... -f TEXT",
 		Short: "Measure how well models predict a text, and how far they are from the original",
@@ -33,7 +34,8 @@ compared with those of the original checkpoint, computed by a second, independen
 KL divergence, agreement of the most likely token. That one is slow: --limit scores the beginning of a text only.`,
 		Example: `  xlstm perplexity model.xlstm -f wiki.test.raw
   xlstm perplexity model.xlstm -f book.txt --stream --json
-  xlstm perplexity int8.xlstm int4.xlstm -f text.txt --against xLSTM-7b --limit 2048`,
+  xlstm perplexity int8.xlstm int4.xlstm -f text.txt --against xLSTM-7b --limit 2048
+  xlstm perplexity --compare fp16.xlstm int4.xlstm -f text.txt --against xLSTM-7b --report cost.html`,
 		Args:              arguments(1, -1),
 		ValidArgsFunction: completeAllModels,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -42,6 +44,13 @@ KL divergence, agreement of the most likely token. That one is slow: --limit sco
 			}
 			if err := e.check(cmd); err != nil {
 				return err
+			}
+			if err := c.check(cmd, p.against); err != nil {
+				return err
+			}
+			if c.wanted() {
+				o := comparison{text: p.text, against: p.against, window: p.window, limit: p.limit, stream: p.stream, engine: e}
+				return a.printComparison(cmd.Context(), args, o, c.report, p.asJSON)
 			}
 			return a.perplexity(cmd.Context(), args, p, e)
 		},
@@ -53,6 +62,7 @@ KL divergence, agreement of the most likely token. That one is slow: --limit sco
 	f.IntVar(&p.limit, "limit", 0, "score only this many tokens from the text's beginning (default: all)")
 	f.StringVar(&p.against, "against", "", "directory of the original checkpoint, or another converted file, to compare with")
 	f.BoolVar(&p.asJSON, "json", false, "print the figures as JSON")
+	c.register(cmd)
 	e.register(cmd)
 	return cmd
 }
