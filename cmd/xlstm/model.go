@@ -48,7 +48,7 @@ func (a *app) openFile(ctx context.Context, name string) (*format.File, error) {
 
 // notDir says what to do with a directory where a converted file is expected.
 func notDir(name string) error {
-	if info, err := os.Stat(name); err == nil && info.IsDir() {
+	if isDir(name) {
 		return fmt.Errorf("%s: is a directory, expected a converted file (xlstm convert %s -o model.xlstm makes one)", name, name)
 	}
 	return nil
@@ -90,6 +90,11 @@ func (a *app) openOracle(dir string) (follower, func() error, error) {
 	return oracle.New(c, oracle.Options{}).NewSession(), c.Close, nil
 }
 
+func isDir(name string) bool {
+	info, err := os.Stat(name)
+	return err == nil && info.IsDir()
+}
+
 // session is an engine with the state of one sequence.
 type session struct {
 	engine kernels.Engine
@@ -126,7 +131,7 @@ func (s *session) Forward(ctx context.Context, tokens []int32, yield func(t int,
 
 // tokenizerOf finds the tokenizer of what a name stands for: a converted file, a checkpoint's directory or a tokenizer.json.
 func (a *app) tokenizerOf(ctx context.Context, name string) (*tokenizer.Tokenizer, error) {
-	if info, err := os.Stat(name); err == nil && info.IsDir() {
+	if isDir(name) {
 		name = filepath.Join(name, "tokenizer.json")
 	}
 	if filepath.Ext(name) != ".json" {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -145,6 +146,11 @@ type generation struct {
 }
 
 func (a *app) generate(ctx context.Context, name string, r runFlags, e engineFlags) error {
+	if r.saveState != "" { // better found out before the text than after it
+		if dir := filepath.Dir(r.saveState); !isDir(dir) {
+			return fmt.Errorf("--save-state %s: there is no directory %s", r.saveState, dir)
+		}
+	}
 	m, err := a.openModel(ctx, name, e)
 	if err != nil {
 		return err
