@@ -22,17 +22,19 @@ func archPaths() []*Path {
 
 func avx2Path() *Path {
 	p := &Path{
-		name:       "avx2",
-		quantize:   quantizeAVX2,
-		permute:    permuteInPlaceAVX2,
-		scales:     scalesAVX2,
-		tileRows:   16,
-		floatTiles: []tileKernel{{6, floatTilex6AVX2}, {4, floatTilex4AVX2}, {2, floatTilex2AVX2}, {1, floatTilex1AVX2}},
-		exactTiles: []tileKernel{{2, exactTilex2AVX2}, {1, exactTilex1AVX2}},
-		intTiles:   []tileKernel{{6, intTilex6AVX2}, {4, intTilex4AVX2}, {2, intTilex2AVX2}, {1, intTilex1AVX2}},
-		transpose:  transposeAVX2,
-		streamRead: streamReadBlocks,
-		vectorOps:  avx2VectorOps,
+		name:          "avx2",
+		quantize:      quantizeAVX2,
+		permute:       permuteInPlaceAVX2,
+		scales:        scalesAVX2,
+		scalesOffsets: scalesOffsetsAVX2,
+		scaleLanes:    8,
+		tileRows:      16,
+		floatTiles:    []tileKernel{{6, floatTilex6AVX2}, {4, floatTilex4AVX2}, {2, floatTilex2AVX2}, {1, floatTilex1AVX2}},
+		exactTiles:    []tileKernel{{2, exactTilex2AVX2}, {1, exactTilex1AVX2}},
+		intTiles:      []tileKernel{{6, intTilex6AVX2}, {4, intTilex4AVX2}, {2, intTilex2AVX2}, {1, intTilex1AVX2}},
+		transpose:     transposeAVX2,
+		streamRead:    streamReadBlocks,
+		vectorOps:     avx2VectorOps,
 	}
 	p.dots[format.FP32] = []dotKernel{{2, dotF32x2AVX2}, {1, dotF32x1AVX2}}
 	p.dots[format.FP16] = []dotKernel{{2, dotF16x2AVX2}, {1, dotF16x1AVX2}}
@@ -51,6 +53,7 @@ func avx2Path() *Path {
 func avx512Path() *Path {
 	p := avx2Path()
 	p.name = "avx512"
+	p.scales, p.scalesOffsets, p.scaleLanes = scalesAVX512, scalesOffsetsAVX512, 16
 	p.tileRows = 32
 	p.floatTiles = []tileKernel{{12, floatTilex12AVX512}, {8, floatTilex8AVX512}, {4, floatTilex4AVX512}, {2, floatTilex2AVX512}, {1, floatTilex1AVX512}}
 	p.exactTiles = []tileKernel{{6, exactTilex6AVX512}, {3, exactTilex3AVX512}, {1, exactTilex1AVX512}}

@@ -5,6 +5,12 @@
 package simd
 
 //go:noescape
+func scalesAVX2(a *scaleArgs)
+
+//go:noescape
+func scalesOffsetsAVX2(a *scaleArgs)
+
+//go:noescape
 func dotF32x1AVX2(a *dotArgs)
 
 //go:noescape
@@ -78,9 +84,6 @@ func widenI4AVX2(dst *byte, src *byte, n int)
 
 //go:noescape
 func transposeAVX2(dst *byte, src *byte, ld uintptr, n int, rows int)
-
-//go:noescape
-func scalesAVX2(a *scaleArgs) float32
 
 //go:noescape
 func maxAbsAVX2(x *float32, n int) uint32

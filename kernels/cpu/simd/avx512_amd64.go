@@ -5,6 +5,12 @@
 package simd
 
 //go:noescape
+func scalesAVX512(a *scaleArgs)
+
+//go:noescape
+func scalesOffsetsAVX512(a *scaleArgs)
+
+//go:noescape
 func dotF32x1AVX512(a *dotArgs)
 
 //go:noescape

@@ -98,34 +98,42 @@ func (p *Path) setDot(m *Matrix, a *Acts, s *Scratch, r, r1, i, n int) {
 		d.sc, d.ldsc, d.ldscx = unsafe.Pointer(&a.s[i*a.lds]), 0, uintptr(4*a.lds)
 		return
 	}
-	groups := m.Enc.Groups(m.Cols)
 	s.sc = growAligned(s.sc, 16*a.lds)
 	d.sc, d.ldsc, d.ldscx = unsafe.Pointer(&s.sc[0]), uintptr(4*a.lds), uintptr(4*4*a.lds)
+	p.setScales(m, a, s, r, r1)
 	for v := range n {
-		for j := range 4 {
-			row := min(r+j, r1-1)
-			d.out[4*v+j] = p.rowScales(m, a, s, row, i+v, groups, (4*v+j)*a.lds)
+		c := &s.scale
+		c.out = unsafe.Pointer(&s.sc[4*v*a.lds])
+		c.s = unsafe.Pointer(&a.s[(i+v)*a.lds])
+		c.sums = unsafe.Pointer(&a.sums[(i+v)*a.lds])
+		if m.Enc.Asymmetric {
+			p.scalesOffsets(c)
+		} else {
+			p.scales(c)
 		}
+		copy(d.out[4*v:], c.total[:]) // what int4 kernels add their results to
 	}
 }
 
-// rowScales puts the products of the scales of a row and of vector i to s.sc[at:] and returns the sum of the row's offsets times
-// the vector's sums: what kernels add their results to.
-func (p *Path) rowScales(m *Matrix, a *Acts, s *Scratch, row, i, groups, at int) float32 {
+// setScales points the scales operation to four rows from r.
+func (p *Path) setScales(m *Matrix, a *Acts, s *Scratch, r, r1 int) {
 	c := &s.scale
-	c.out = unsafe.Pointer(&s.sc[at])
-	c.n = uintptr(groups)
-	c.scales = unsafe.Pointer(&m.Scales[2*row*groups])
-	c.s = unsafe.Pointer(&a.s[i*a.lds])
-	c.offsets = nil
-	if m.Enc.Kind == format.Int4 {
-		c.sums = unsafe.Pointer(&a.sums[i*a.lds])
-		c.offsets = c.scales
+	groups := m.Enc.Groups(m.Cols)
+	c.n, c.ld = uintptr(groups), uintptr(4*a.lds)
+	for j := range c.scales {
+		at := 2 * min(r+j, r1-1) * groups
+		c.scales[j] = unsafe.Pointer(&m.Scales[at])
 		if m.Enc.Asymmetric {
-			c.offsets = unsafe.Pointer(&m.Mins[2*row*groups])
+			c.offsets[j] = unsafe.Pointer(&m.Mins[at])
 		}
 	}
-	return p.scales(c)
+	if p.scaleLanes == 0 || groups%p.scaleLanes == 0 {
+		return
+	}
+	c.setTails(0, &c.scales, p.scaleLanes)
+	if m.Enc.Asymmetric {
+		c.setTails(1, &c.offsets, p.scaleLanes)
+	}
 }
 
 // store takes the results of rows [r, end) and n vectors to dst.

@@ -9,17 +9,18 @@ import (
 // genericPath is the implementation in plain Go.
 func genericPath() *Path {
 	p := &Path{
-		name:       "generic",
-		quantize:   genericQuantize,
-		permute:    genericPermute,
-		scales:     genericScales,
-		tileRows:   genericRows,
-		floatTiles: []tileKernel{{2, genericFloatTile2}, {1, genericFloatTile1}},
-		exactTiles: []tileKernel{{2, genericFloatTile2}, {1, genericFloatTile1}},
-		intTiles:   []tileKernel{{1, genericIntTile1}},
-		transpose:  genericTranspose,
-		streamRead: genericStreamRead,
-		vectorOps:  genericVectorOps,
+		name:          "generic",
+		quantize:      genericQuantize,
+		permute:       genericPermute,
+		scales:        genericScales,
+		scalesOffsets: genericScalesOffsets,
+		tileRows:      genericRows,
+		floatTiles:    []tileKernel{{2, genericFloatTile2}, {1, genericFloatTile1}},
+		exactTiles:    []tileKernel{{2, genericFloatTile2}, {1, genericFloatTile1}},
+		intTiles:      []tileKernel{{1, genericIntTile1}},
+		transpose:     genericTranspose,
+		streamRead:    genericStreamRead,
+		vectorOps:     genericVectorOps,
 	}
 	p.dots[format.FP32] = []dotKernel{{1, genericDotF32}}
 	p.dots[format.FP16] = []dotKernel{{1, genericDotF16}}

@@ -57,8 +57,7 @@ func genericDotBF16(a *dotArgs) {
 	}
 }
 
-// genericDotI8 sums a block in int32, then times its scale in float32. Grouped encodings begin with what is in out: zero, as
-// rowScales left it; without groups out is set anew.
+// genericDotI8 sums a block in int32, then times its scale in float32.
 func genericDotI8(a *dotArgs) {
 	x := unsafe.Slice((*int16)(a.x), a.n)
 	block := int(a.block)
@@ -117,23 +116,24 @@ func genericBlockI4(w []byte, x []int16) (s int32) {
 	return s
 }
 
-// genericScales is the scales operation: see scaleArgs.
-func genericScales(a *scaleArgs) float32 {
+// genericScales is the scales operation with the scales as offsets: see scaleArgs.
+func genericScales(a *scaleArgs) { genericScale(a, &a.scales) }
+
+func genericScalesOffsets(a *scaleArgs) { genericScale(a, &a.offsets) }
+
+func genericScale(a *scaleArgs, offsets *[4]unsafe.Pointer) {
 	n := int(a.n)
-	out, s := unsafe.Slice((*float32)(a.out), n), unsafe.Slice((*float32)(a.s), n)
-	scales := unsafe.Slice((*byte)(a.scales), 2*n)
-	for g := range out {
-		out[g] = s[g] * half(binary.LittleEndian.Uint16(scales[2*g:]))
+	s, sums := unsafe.Slice((*float32)(a.s), n), unsafe.Slice((*float32)(a.sums), n)
+	for r := range a.scales {
+		out := unsafe.Slice((*float32)(unsafe.Add(a.out, r*int(a.ld))), n)
+		scale, offset := unsafe.Slice((*byte)(a.scales[r]), 2*n), unsafe.Slice((*byte)(offsets[r]), 2*n)
+		total := float32(0)
+		for g := range out {
+			out[g] = s[g] * half(binary.LittleEndian.Uint16(scale[2*g:]))
+			total += sums[g] * half(binary.LittleEndian.Uint16(offset[2*g:]))
+		}
+		a.total[r] = total
 	}
-	if a.offsets == nil {
-		return 0
-	}
-	offsets, sums := unsafe.Slice((*byte)(a.offsets), 2*n), unsafe.Slice((*float32)(a.sums), n)
-	sum := float32(0)
-	for g := range sums {
-		sum += sums[g] * half(binary.LittleEndian.Uint16(offsets[2*g:]))
-	}
-	return sum
 }
 
 // tinyBlock is the magnitude below which a block of activations is taken for zero: the inverse of its scale would overflow.

@@ -12,10 +12,12 @@ import (
 type Path struct {
 	name string
 
-	dots     [format.Int4 + 1][]dotKernel                            // by kind; descending numbers of vectors, the last takes one
-	quantize func(row []int16, scales, sums, x []float32, block int) // see genericQuantize
-	permute  func(row []int16)                                       // see genericPermute
-	scales   func(a *scaleArgs) float32
+	dots          [format.Int4 + 1][]dotKernel                            // by kind; descending numbers of vectors, the last takes one
+	quantize      func(row []int16, scales, sums, x []float32, block int) // see genericQuantize
+	permute       func(row []int16)                                       // see genericPermute
+	scales        func(a *scaleArgs)                                      // with the scales as offsets
+	scalesOffsets func(a *scaleArgs)
+	scaleLanes    int // groups that scales takes at a time; 0 where it takes any number
 
 	tileRows   int // rows of a packed tile, at most maxTileRows
 	floatTiles []tileKernel
@@ -91,15 +93,27 @@ type tileArgs struct {
 	lds    uintptr        // bytes between the scales of vectors
 }
 
-// scaleArgs are the arguments of the scales operation: out[g] = scale[g]*s[g]; it returns sum_g offset[g]*sums[g] where offsets
-// is not nil. The assembly knows the offsets of its fields.
+// scaleArgs are the arguments of the scales operation on four rows: out[r][g] = scales[r][g]*s[g], and total[r] = the sum over g
+// of offsets[r][g]*sums[g], where the offsets may be the scales themselves. The assembly knows the offsets of its fields.
 type scaleArgs struct {
-	out     unsafe.Pointer // float32
-	n       uintptr        // groups
-	scales  unsafe.Pointer // float16
-	offsets unsafe.Pointer // float16: minimums, or the scales again
-	s       unsafe.Pointer // float32 scales of the vector's blocks
-	sums    unsafe.Pointer // float32
+	scales  [4]unsafe.Pointer // float16
+	offsets [4]unsafe.Pointer // float16: minimums, where there are any
+	out     unsafe.Pointer    // float32
+	ld      uintptr           // bytes between rows of out
+	n       uintptr           // groups
+	s       unsafe.Pointer    // float32 scales of the vector's blocks, zero from n to the next multiple of 16
+	sums    unsafe.Pointer    // float32, likewise
+	total   [4]float32
+	tails   [2][4][16]uint16 // scales and offsets from the last multiple of Path.scaleLanes on, then zeros
+}
+
+// setTails copies the last groups of part which (0 scales, 1 offsets), rows of n groups, for kernels that take lanes at a time.
+func (a *scaleArgs) setTails(which int, rows *[4]unsafe.Pointer, lanes int) {
+	n := int(a.n)
+	for r, p := range rows {
+		t := &a.tails[which][r]
+		clear(t[copy(t[:], unsafe.Slice((*uint16)(p), n)[n/lanes*lanes:]):])
+	}
 }
 
 // maxTileRows bounds Path.tileRows.

@@ -29,6 +29,8 @@ const (
 )
 
 func dots() {
+	scales(false)
+	scales(true)
 	for _, n := range []int{1, 2} {
 		dotExact(n)
 		dotFloat("F16", n, 2)
@@ -285,9 +287,13 @@ func dotInt4(vectors int) {
 	k.setScales()
 	k.low = vec()
 	VPBROADCASTD(Mem{Base: k.args, Disp: dotFifteen}, k.low)
+	k.q, k.sum, k.tmp = vecs(4), vecs(vectors), vec()
 	if wide {
 		k.index = vec()
 		VMOVDQU32(Mem{Base: k.args, Disp: dotIndex}, k.index)
+		for range vectors {
+			k.values = append(k.values, vecs(4))
+		}
 	}
 	i, whole := GP64(), GP64()
 	XORQ(i, i)
@@ -320,8 +326,8 @@ func (k *int4State) setScales() {
 	LEAQ(Mem{Base: k.ldsc, Index: k.ldsc, Scale: 2}, k.ldsc3)
 }
 
-// scale is where the next scales of a row are.
-func (k *int4State) scale(v, r int) Mem {
+// nextScale is where the next scales of a row are.
+func (k *int4State) nextScale(v, r int) Mem {
 	switch r {
 	case 0:
 		return Mem{Base: k.sc[v]}
@@ -352,22 +358,21 @@ func (k *int4State) round(tail bool) {
 	}
 }
 
-// part does a round, or half of one, for each row: nibbles to words, four products a vector, scale. With one vector
-// AVX-512 has the registers to load activations once for all rows.
+// part does a round, or half of one, for each row: nibbles to words, four products a vector, scale. AVX-512 has the registers
+// to load activations once for all rows.
 func (k *int4State) part(tail bool, half int) {
 	x := make([][4]Op, len(k.x))
 	for v := range x {
 		for s := range x[v] {
 			x[v][s] = Mem{Base: k.x[v], Disp: 64*s + 32*half}
-			if wide && len(k.x) == 1 {
-				y := vec()
-				VMOVDQU32(x[v][s], y)
-				x[v][s] = y
+			if wide {
+				VMOVDQU32(x[v][s], k.values[v][s])
+				x[v][s] = k.values[v][s]
 			}
 		}
 	}
 	for r := range k.w {
-		q := vecs(4)
+		q := k.q
 		k.loadNibbles(Mem{Base: k.w[r], Disp: 32 * half}, tail, half, q[3])
 		k.and(k.low, q[3], q[0])
 		VPSRLW(Imm(4), q[3], q[1])
@@ -376,7 +381,7 @@ func (k *int4State) part(tail bool, half int) {
 		k.and(k.low, q[2], q[2])
 		VPSRLW(Imm(12), q[3], q[3])
 		for v := range k.x {
-			sum, tmp := vec(), vec()
+			sum := k.sum[v]
 			if wide {
 				zero(sum)
 				for s := range q {
@@ -385,18 +390,17 @@ func (k *int4State) part(tail bool, half int) {
 			} else {
 				VPMADDWD(x[v][0], q[0], sum)
 				for s := 1; s < 4; s++ {
-					dotProductAdd(sum, q[s], x[v][s], tmp)
+					dotProductAdd(sum, q[s], x[v][s], k.tmp)
 				}
 			}
 			VCVTDQ2PS(sum, sum)
-			scale := vec()
-			if wide {
-				VPERMPS(k.scale(v, r), k.index, scale)
-			} else {
-				VMOVUPS(Mem{Base: k.args, Disp: dotIndex + 32*half}, scale)
-				VPERMPS(k.scale(v, r), scale, scale)
+			index := k.index
+			if !wide {
+				index = k.tmp
+				VMOVUPS(Mem{Base: k.args, Disp: dotIndex + 32*half}, index)
 			}
-			VFMADD231PS(sum, scale, k.acc[r][v])
+			VPERMPS(k.nextScale(v, r), index, k.tmp)
+			VFMADD231PS(sum, k.tmp, k.acc[r][v])
 		}
 	}
 }
@@ -431,4 +435,10 @@ type int4State struct {
 	ldsc, ldsc3 Register   // bytes between rows of scales, and three times that
 	low         VecVirtual // 15 in each word
 	index       VecVirtual // of the scale of each lane
+
+	// Temporaries, the same ones for all rows, for the allocator does not find room for new ones each time.
+	q      []VecVirtual
+	values [][]VecVirtual // of activations, in AVX-512
+	sum    []VecVirtual
+	tmp    VecVirtual
 }

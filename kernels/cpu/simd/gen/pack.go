@@ -32,7 +32,6 @@ func pack() {
 	})
 	widenI4()
 	transpose()
-	scales()
 }
 
 // widen makes a function that takes values numbers a round, in bytes long together, to numbers of twice the size.
@@ -138,64 +137,80 @@ func square(in rowPointers, to, ldd Register) {
 
 // Offsets of the fields of scaleArgs.
 const (
-	scaleOut     = 0
-	scaleN       = 8
-	scaleScales  = 16
-	scaleOffsets = 24
-	scaleS       = 32
-	scaleSums    = 40
+	scaleScales  = 0
+	scaleOffsets = 32
+	scaleOut     = 64
+	scaleLd      = 72
+	scaleN       = 80
+	scaleS       = 88
+	scaleSums    = 96
+	scaleTotal   = 104
+	scaleTails   = 120
 )
 
-// scales multiplies the scales of 8 groups at a time, then of the others one at a time, and sums the products of offsets.
-func scales() {
-	function("scales", "func(a *scaleArgs) float32")
+// scales multiplies the scales of four rows with those of a vector, lanes() groups a round, and sums the products of offsets. The
+// groups behind the last whole round stand in the tails.
+func scales(offsets bool) {
+	name := "scales"
+	if offsets {
+		name = "scalesOffsets"
+	}
+	function(name, "func(a *scaleArgs)")
 	args := Load(Param("a"), GP64())
-	out, n, w, off, s, sums := load(args, scaleOut), load(args, scaleN), load(args, scaleScales), load(args, scaleOffsets), load(args, scaleS), load(args, scaleSums)
-	acc, one := YMM(), YMM()
-	VXORPS(acc, acc, acc)
-	VXORPS(one, one, one)
+	out, n, s, sums := load(args, scaleOut), load(args, scaleN), load(args, scaleS), load(args, scaleSums)
+	var from, offset [4]Register
+	for r := range from {
+		from[r] = load(args, scaleScales+8*r)
+	}
+	if offsets { // few registers: offsets' pointers are read each time
+		offset[0] = GP64()
+	}
+	acc := vecs(4)
+	zero(acc...)
 	i, whole := GP64(), GP64()
 	XORQ(i, i)
 	MOVQ(n, whole)
-	ANDQ(I8(-8), whole)
-	JZ(LabelRef("rest"))
+	ANDQ(I8(-lanes()), whole)
+	round := func(tail bool) {
+		x, sum, row := vec(), vec(), GP64()
+		VMOVUPS(Mem{Base: s, Index: i, Scale: 4}, x)
+		VMOVUPS(Mem{Base: sums, Index: i, Scale: 4}, sum)
+		LEAQ(Mem{Base: out, Index: i, Scale: 4}, row)
+		for r := range from {
+			y, w := vec(), vec()
+			if tail {
+				VCVTPH2PS(Mem{Base: args, Disp: scaleTails + 32*r}, w)
+			} else {
+				VCVTPH2PS(Mem{Base: from[r], Index: i, Scale: 2}, w)
+			}
+			VMULPS(x, w, y)
+			VMOVUPS(y, Mem{Base: row})
+			if r < 3 {
+				ADDQ(Mem{Base: args, Disp: scaleLd}, row)
+			}
+			switch {
+			case offsets && tail:
+				VCVTPH2PS(Mem{Base: args, Disp: scaleTails + 128 + 32*r}, w)
+			case offsets:
+				MOVQ(Mem{Base: args, Disp: scaleOffsets + 8*r}, offset[0])
+				VCVTPH2PS(Mem{Base: offset[0], Index: i, Scale: 2}, w)
+			}
+			VFMADD231PS(w, sum, acc[r])
+		}
+	}
+	CMPQ(i, whole)
+	JE(LabelRef("tail"))
 	Label("loop")
-	y := YMM()
-	VCVTPH2PS(Mem{Base: w, Index: i, Scale: 2}, y)
-	VMULPS(Mem{Base: s, Index: i, Scale: 4}, y, y)
-	VMOVUPS(y, Mem{Base: out, Index: i, Scale: 4})
-	TESTQ(off, off)
-	JZ(LabelRef("next"))
-	VCVTPH2PS(Mem{Base: off, Index: i, Scale: 2}, y)
-	VFMADD231PS(Mem{Base: sums, Index: i, Scale: 4}, y, acc)
-	Label("next")
-	ADDQ(Imm(8), i)
+	round(false)
+	ADDQ(Imm(uint64(lanes())), i)
 	CMPQ(i, whole)
 	JB(LabelRef("loop"))
-	Label("rest")
+	Label("tail")
 	CMPQ(i, n)
-	JAE(LabelRef("done"))
-	Label("single")
-	h, x, z := GP32(), XMM(), XMM()
-	MOVWLZX(Mem{Base: w, Index: i, Scale: 2}, h)
-	VMOVD(h, x)
-	VCVTPH2PS(x, x)
-	VMULSS(Mem{Base: s, Index: i, Scale: 4}, x, x)
-	VMOVSS(x, Mem{Base: out, Index: i, Scale: 4})
-	TESTQ(off, off)
-	JZ(LabelRef("skip"))
-	MOVWLZX(Mem{Base: off, Index: i, Scale: 2}, h)
-	VMOVD(h, x)
-	VCVTPH2PS(x, x)
-	VMOVSS(Mem{Base: sums, Index: i, Scale: 4}, z)
-	VFMADD231SS(z, x, one.AsX())
-	Label("skip")
-	INCQ(i)
-	CMPQ(i, n)
-	JB(LabelRef("single"))
+	JE(LabelRef("done"))
+	round(true)
 	Label("done")
-	VADDPS(one, acc, acc)
-	Store(sum1(acc), ReturnIndex(0))
+	VMOVUPS(sum4(acc), Mem{Base: args, Disp: scaleTotal})
 	VZEROUPPER()
 	RET()
 }
