@@ -107,6 +107,9 @@ func (c *Checkpoint) Tensor(name string) (Tensor, bool) {
 // embeddings are tied, too.
 func (c *Checkpoint) Names() []string { return append([]string(nil), c.names...) }
 
+// UseTokenizer makes definition, the content of a tokenizer.json, the checkpoint's tokenizer: for those that come without one.
+func (c *Checkpoint) UseTokenizer(definition []byte) { c.tokenizer = definition }
+
 // Tokenizer is the content of tokenizer.json, nil where there is none. It must not be changed.
 func (c *Checkpoint) Tokenizer() []byte { return c.tokenizer }
 

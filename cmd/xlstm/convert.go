@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"os"
 	"strings"
@@ -13,11 +15,13 @@ import (
 	"xlstm/convert"
 	"xlstm/format"
 	"xlstm/quantize"
+	"xlstm/tokenizer"
 )
 
 // convertFlags say what is converted into what.
 type convertFlags struct {
 	out, recipe, synthetic string
+	tokenizer              string // of another place than the checkpoint's
 	tensors                []string
 	noHashes               bool
 	threads                int
@@ -34,6 +38,7 @@ not at all.
 Recipes: fp32, fp16, bf16, int8, int4, or an encoding such as int4g32; --tensor gives single tensors another encoding.`,
 		Example: `  xlstm convert xLSTM-7b -o 7b.xlstm --recipe fp16
   xlstm convert xLSTM-7b -o 7b-int8.xlstm --recipe int8 --tensor 'head=fp16'
+  xlstm convert original -o 7b.xlstm --tokenizer tokenizer.json       a checkpoint that came without one
   xlstm convert --synthetic 7b -o 7b-random.xlstm --recipe fp16       random weights, to try a machine`,
 		Args:              arguments(0, 1),
 		ValidArgsFunction: completeDirs,
@@ -49,6 +54,7 @@ Recipes: fp32, fp16, bf16, int8, int4, or an encoding such as int4g32; --tensor 
 	f.StringVar(&c.recipe, "recipe", "fp16", "encodings of the tensors: "+strings.Join(quantize.RecipeNames(), ", ")+" or an encoding")
 	f.StringArrayVar(&c.tensors, "tensor", nil, "'pattern=encoding' for tensors by name; can be given more than once, the last that matches counts")
 	f.StringVar(&c.synthetic, "synthetic", "", "convert a model of this shape with random weights: "+strings.Join(shapeNames(), ", "))
+	f.StringVar(&c.tokenizer, "tokenizer", "", "tokenizer.json to use in place of the checkpoint's")
 	f.BoolVar(&c.noHashes, "no-hashes", false, "do not note the SHA-256 of the checkpoint's files: saves reading them once more")
 	f.IntVar(&c.threads, "threads", 0, "threads that convert (default: one a core)")
 	mustComplete(cmd, "recipe", quantize.RecipeNames())
@@ -101,8 +107,12 @@ func (a *app) convert(ctx context.Context, name string, c convertFlags) error {
 		return err
 	}
 	defer src.Close()
+	notes, err := a.useTokenizer(ctx, src, c.tokenizer)
+	if err != nil {
+		return err
+	}
 	start := time.Now()
-	err = convert.Convert(ctx, src, c.out, convert.Options{Recipe: c.recipe, Overrides: c.tensors, SkipHashes: c.noHashes,
+	err = convert.Convert(ctx, src, c.out, convert.Options{Recipe: c.recipe, Overrides: c.tensors, SkipHashes: c.noHashes, Notes: notes,
 		Program: "xlstm " + version(), Workers: c.threads, Progress: a.lateBar("converting", bytesUnit)})
 	if err != nil {
 		return err
@@ -121,4 +131,21 @@ func (a *app) convert(ctx context.Context, name string, c convertFlags) error {
 	a.printf("%s: %s weights in %s, %.3f bits a weight, %.1f s (%s of float32 a second)\n", c.out, grouped(d.Weights), size(d.Size), d.Bits,
 		seconds, size(int64(4*float64(d.Weights)/seconds)))
 	return nil
+}
+
+// useTokenizer gives the checkpoint the tokenizer of a file, if one is named, and says which it was for the provenance.
+func (a *app) useTokenizer(ctx context.Context, c *checkpoints.Checkpoint, name string) (notes map[string]string, err error) {
+	if name == "" {
+		return nil, nil
+	}
+	definition, err := a.readInput(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := tokenizer.FromJSON(definition); err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	c.UseTokenizer(definition)
+	sum := sha256.Sum256(definition)
+	return map[string]string{"tokenizer": "sha256:" + hex.EncodeToString(sum[:])}, nil
 }
