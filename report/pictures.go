@@ -103,65 +103,29 @@ const pointRadius = 4
 func (l *labelledPoints) Plot(c draw.Canvas, p *plot.Plot) {
 	tx, ty := p.Transforms(&c)
 	at := make([]vg.Point, len(l.XYs))
-	var taken []vg.Rectangle
+	order := make([]int, len(l.XYs))
 	for i, xy := range l.XYs {
 		at[i] = vg.Point{X: tx(xy.X), Y: ty(xy.Y)}
-		taken = append(taken, around(at[i], 2*pointRadius+2, 2*pointRadius+2))
-	}
-	order := make([]int, len(at))
-	for i := range order {
 		order[i] = i
 	}
 	slices.SortStableFunc(order, func(a, b int) int { // from the top, so that labels that give way go downwards
 		return cmp.Compare(at[b].Y, at[a].Y)
 	})
+	room := newRoom(c.Rectangle, at)
 	for _, i := range order {
-		box, ok := l.place(c, at[i], l.style.Width(l.labels[i]), taken)
+		box, ok := room.place(at[i], l.style.Width(l.labels[i]))
 		if !ok {
 			continue // the table names the point
 		}
-		taken = append(taken, box)
-		left := vg.Point{X: box.Min.X, Y: (box.Min.Y + box.Max.Y) / 2}
-		near := vg.Point{X: max(box.Min.X, min(at[i].X, box.Max.X)), Y: max(box.Min.Y, min(at[i].Y, box.Max.Y))}
-		if d := math.Hypot(float64(near.X-at[i].X), float64(near.Y-at[i].Y)); d > 3*pointRadius {
-			c.StrokeLines(draw.LineStyle{Color: muted, Width: 0.75}, []vg.Point{at[i], near})
+		if end := nearest(box, at[i]); distance(at[i], end) > 3*pointRadius {
+			c.StrokeLines(draw.LineStyle{Color: muted, Width: 0.75}, []vg.Point{at[i], end})
 		}
-		c.FillText(l.style, left, l.labels[i])
+		c.FillText(l.style, vg.Point{X: box.Min.X, Y: (box.Min.Y + box.Max.Y) / 2}, l.labels[i])
 	}
 	for _, pt := range at {
 		c.DrawGlyph(draw.GlyphStyle{Color: paper, Radius: pointRadius + 1.5, Shape: draw.CircleGlyph{}}, pt)
 		c.DrawGlyph(draw.GlyphStyle{Color: series(0), Radius: pointRadius, Shape: draw.CircleGlyph{}}, pt)
 	}
-}
-
-// place finds room for a label of the given width near a point: beside it, above or below it, then farther away.
-func (l *labelledPoints) place(c draw.Canvas, pt vg.Point, width vg.Length, taken []vg.Rectangle) (vg.Rectangle, bool) {
-	const gap = pointRadius + 5
-	for far := vg.Length(0); far < sizePictureHeight; far += lineHeight / 2.0 {
-		for _, offset := range []vg.Point{
-			{X: gap + width/2, Y: far}, {X: gap + width/2, Y: -far}, {X: -gap - width/2, Y: far}, {X: -gap - width/2, Y: -far},
-			{X: 0, Y: gap + lineHeight/2 + far}, {X: 0, Y: -gap - lineHeight/2 - far},
-		} {
-			box := around(vg.Point{X: pt.X + offset.X, Y: pt.Y + offset.Y}, width, lineHeight)
-			if box.Min.X >= c.Min.X && box.Max.X <= c.Max.X && box.Min.Y >= c.Min.Y && box.Max.Y <= c.Max.Y+8 && free(box, taken) {
-				return box, true
-			}
-		}
-	}
-	return vg.Rectangle{}, false
-}
-
-func around(p vg.Point, w, h vg.Length) vg.Rectangle {
-	return vg.Rectangle{Min: vg.Point{X: p.X - w/2, Y: p.Y - h/2}, Max: vg.Point{X: p.X + w/2, Y: p.Y + h/2}}
-}
-
-func free(box vg.Rectangle, taken []vg.Rectangle) bool {
-	for _, t := range taken {
-		if box.Min.X < t.Max.X && t.Min.X < box.Max.X && box.Min.Y < t.Max.Y && t.Min.Y < box.Max.Y {
-			return false
-		}
-	}
-	return true
 }
 
 // smallestError is what is drawn as none: a unit for the axis could not be had for less.

@@ -9,8 +9,6 @@ import (
 	"testing"
 
 	"gonum.org/v1/plot/vg"
-	"gonum.org/v1/plot/vg/draw"
-	"gonum.org/v1/plot/vg/recorder"
 )
 
 // TestExtremes draws what stretches or collapses axes.
@@ -64,30 +62,49 @@ func each(d *Data, f func(*File)) {
 // TestPlace: labels cover neither points nor each other, and stay within the picture.
 func TestPlace(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
-	c := draw.NewCanvas(&recorder.Canvas{}, 600, 400)
-	l := &labelledPoints{}
+	picture := vg.Rectangle{Max: vg.Point{X: 600, Y: 400}}
 	for range 200 {
 		var points []vg.Point
-		var taken []vg.Rectangle
 		for range 12 {
-			p := vg.Point{X: vg.Length(r.Float64() * 600), Y: vg.Length(r.Float64() * 400)}
-			points = append(points, p)
-			taken = append(taken, around(p, 10, 10))
+			points = append(points, vg.Point{X: vg.Length(r.Float64() * 600), Y: vg.Length(r.Float64() * 400)})
 		}
+		room := newRoom(picture, points)
 		for _, p := range points {
 			width := vg.Length(20 + r.Float64()*150)
-			box, ok := l.place(c, p, width, taken)
+			before := slices.Clone(room.labels)
+			box, ok := room.place(p, width)
 			if !ok {
-				t.Fatalf("no place for a label among %d", len(taken))
+				t.Fatalf("no place for label %d", len(before))
 			}
-			if !free(box, taken) || box.Min.X < 0 || box.Max.X > 600 || box.Min.Y < 0 || box.Max.Y > 408 || math.Abs(float64(box.Max.X-box.Min.X-width)) > 1e-9 {
+			if !free(box, before) || !free(box, room.points) || box.Min.X < 0 || box.Max.X > 600 || box.Min.Y < 0 || box.Max.Y > 408 ||
+				math.Abs(float64(box.Max.X-box.Min.X-width)) > 1e-9 {
 				t.Fatalf("a label at %v", box)
 			}
-			taken = append(taken, box)
 		}
 	}
-	if _, ok := l.place(c, vg.Point{X: 300, Y: 200}, 700, nil); ok {
+	if _, ok := newRoom(picture, nil).place(vg.Point{X: 300, Y: 200}, 700); ok {
 		t.Error("a label wider than the picture found a place")
+	}
+}
+
+// TestLines: points above each other get labels that no line crosses.
+func TestLines(t *testing.T) {
+	var points []vg.Point
+	for i := range 8 {
+		points = append(points, vg.Point{X: 300, Y: vg.Length(300 - 4*i)})
+	}
+	room := newRoom(vg.Rectangle{Max: vg.Point{X: 600, Y: 400}}, points)
+	for _, p := range points {
+		if _, ok := room.place(p, 120); !ok {
+			t.Fatal("no place")
+		}
+	}
+	for i, line := range room.lines {
+		for j, label := range room.labels {
+			if crosses(line, label) {
+				t.Errorf("the line of label %d crosses label %d", i, j)
+			}
+		}
 	}
 }
 
