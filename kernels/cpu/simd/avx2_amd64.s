@@ -3097,76 +3097,79 @@ loop:
 	RET
 
 // func widenF16AVX2(dst *byte, src *byte, n int)
-// Requires: AVX, F16C
+// Requires: AVX, F16C, MMX+
 TEXT ·widenF16AVX2(SB), NOSPLIT, $0-24
 	MOVQ dst+0(FP), AX
 	MOVQ src+8(FP), CX
 	MOVQ n+16(FP), DX
 
 loop:
-	VCVTPH2PS (CX), Y0
-	VMOVUPS   Y0, (AX)
-	VCVTPH2PS 16(CX), Y0
-	VMOVUPS   Y0, 32(AX)
-	VCVTPH2PS 32(CX), Y0
-	VMOVUPS   Y0, 64(AX)
-	VCVTPH2PS 48(CX), Y0
-	VMOVUPS   Y0, 96(AX)
-	ADDQ      $+64, CX
-	ADDQ      $+128, AX
-	SUBQ      $+32, DX
-	JNZ       loop
+	VCVTPH2PS  (CX), Y0
+	VMOVUPS    Y0, (AX)
+	VCVTPH2PS  16(CX), Y0
+	VMOVUPS    Y0, 32(AX)
+	VCVTPH2PS  32(CX), Y0
+	VMOVUPS    Y0, 64(AX)
+	VCVTPH2PS  48(CX), Y0
+	VMOVUPS    Y0, 96(AX)
+	PREFETCHT1 512(CX)
+	ADDQ       $+64, CX
+	ADDQ       $+128, AX
+	SUBQ       $+32, DX
+	JNZ        loop
 	VZEROUPPER
 	RET
 
 // func widenBF16AVX2(dst *byte, src *byte, n int)
-// Requires: AVX, AVX2
+// Requires: AVX, AVX2, MMX+
 TEXT ·widenBF16AVX2(SB), NOSPLIT, $0-24
 	MOVQ dst+0(FP), AX
 	MOVQ src+8(FP), CX
 	MOVQ n+16(FP), DX
 
 loop:
-	VPMOVZXWD (CX), Y0
-	VPSLLD    $0x10, Y0, Y0
-	VMOVDQU   Y0, (AX)
-	VPMOVZXWD 16(CX), Y0
-	VPSLLD    $0x10, Y0, Y0
-	VMOVDQU   Y0, 32(AX)
-	VPMOVZXWD 32(CX), Y0
-	VPSLLD    $0x10, Y0, Y0
-	VMOVDQU   Y0, 64(AX)
-	VPMOVZXWD 48(CX), Y0
-	VPSLLD    $0x10, Y0, Y0
-	VMOVDQU   Y0, 96(AX)
-	ADDQ      $+64, CX
-	ADDQ      $+128, AX
-	SUBQ      $+32, DX
-	JNZ       loop
+	VPMOVZXWD  (CX), Y0
+	VPSLLD     $0x10, Y0, Y0
+	VMOVDQU    Y0, (AX)
+	VPMOVZXWD  16(CX), Y0
+	VPSLLD     $0x10, Y0, Y0
+	VMOVDQU    Y0, 32(AX)
+	VPMOVZXWD  32(CX), Y0
+	VPSLLD     $0x10, Y0, Y0
+	VMOVDQU    Y0, 64(AX)
+	VPMOVZXWD  48(CX), Y0
+	VPSLLD     $0x10, Y0, Y0
+	VMOVDQU    Y0, 96(AX)
+	PREFETCHT1 512(CX)
+	ADDQ       $+64, CX
+	ADDQ       $+128, AX
+	SUBQ       $+32, DX
+	JNZ        loop
 	VZEROUPPER
 	RET
 
 // func widenI8AVX2(dst *byte, src *byte, n int)
-// Requires: AVX, AVX2
+// Requires: AVX, AVX2, MMX+
 TEXT ·widenI8AVX2(SB), NOSPLIT, $0-24
 	MOVQ dst+0(FP), AX
 	MOVQ src+8(FP), CX
 	MOVQ n+16(FP), DX
 
 loop:
-	VPMOVSXBW (CX), Y0
-	VMOVDQU   Y0, (AX)
-	VPMOVSXBW 16(CX), Y0
-	VMOVDQU   Y0, 32(AX)
-	ADDQ      $+32, CX
-	ADDQ      $+64, AX
-	SUBQ      $+32, DX
-	JNZ       loop
+	VPMOVSXBW  (CX), Y0
+	VMOVDQU    Y0, (AX)
+	VPMOVSXBW  16(CX), Y0
+	VMOVDQU    Y0, 32(AX)
+	PREFETCHT1 256(CX)
+	ADDQ       $+32, CX
+	ADDQ       $+64, AX
+	SUBQ       $+32, DX
+	JNZ        loop
 	VZEROUPPER
 	RET
 
 // func widenI4AVX2(dst *byte, src *byte, n int)
-// Requires: AVX, AVX2
+// Requires: AVX, AVX2, MMX+
 TEXT ·widenI4AVX2(SB), NOSPLIT, $0-24
 	MOVQ         dst+0(FP), AX
 	MOVQ         src+8(FP), CX
@@ -3179,17 +3182,18 @@ TEXT ·widenI4AVX2(SB), NOSPLIT, $0-24
 	VPBROADCASTD X1, Y1
 
 loop:
-	VPMOVZXBW (CX), Y2
-	VPSRLW    $0x04, Y2, Y3
-	VPAND     Y0, Y2, Y2
-	VPSUBW    Y1, Y2, Y2
-	VPSUBW    Y1, Y3, Y3
-	VMOVDQU   Y2, (AX)
-	VMOVDQU   Y3, 32(AX)
-	ADDQ      $0x10, CX
-	ADDQ      $0x40, AX
-	SUBQ      $0x20, DX
-	JNZ       loop
+	VPMOVZXBW  (CX), Y2
+	VPSRLW     $0x04, Y2, Y3
+	VPAND      Y0, Y2, Y2
+	VPSUBW     Y1, Y2, Y2
+	VPSUBW     Y1, Y3, Y3
+	VMOVDQU    Y2, (AX)
+	VMOVDQU    Y3, 32(AX)
+	PREFETCHT1 128(CX)
+	ADDQ       $0x10, CX
+	ADDQ       $0x40, AX
+	SUBQ       $0x20, DX
+	JNZ        loop
 	VZEROUPPER
 	RET
 

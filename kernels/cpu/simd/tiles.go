@@ -62,9 +62,6 @@ func (p *Path) packMatrix(m *Matrix, s *Scratch, r, rows, k int) {
 		for j := range have {
 			src := m.Values[(r+t*p.tileRows+j)*rowBytes+at:]
 			p.widen[m.Enc.Kind](bytesOf(&wide[j*units]), &src[0], n)
-			if m.Enc.Asymmetric { // nibbles came out less 8
-				addInt16(wide[j*units:][:n/2], 8)
-			}
 		}
 		p.transpose(bytesOf(&s.w[t*p.tileRows*units]), bytesOf(&wide[0]), uintptr(4*units), units, p.tileRows)
 		if m.quantized() {
@@ -74,14 +71,6 @@ func (p *Path) packMatrix(m *Matrix, s *Scratch, r, rows, k int) {
 }
 
 func bytesOf(x *float32) *byte { return (*byte)(unsafe.Pointer(x)) }
-
-// addInt16 adds v to the int16 pairs that x holds.
-func addInt16(x []float32, v int16) {
-	q := unsafe.Slice((*int16)(unsafe.Pointer(unsafe.SliceData(x))), 2*len(x))
-	for i := range q {
-		q[i] += v
-	}
-}
 
 // packScales fills the scales of tile t, [block][tileRows], for the blocks from column k on.
 func (p *Path) packScales(m *Matrix, s *Scratch, t, r, have, k int) {
@@ -158,7 +147,8 @@ func tileFor(ks []tileKernel, n int) *tileKernel {
 	return nil // not reached: the last takes one
 }
 
-// addMins adds what the minimums of asymmetric groups contribute: a product of the minimums with the sums of the groups.
+// addMins adds what the offsets of asymmetric groups contribute: a product of the offsets with the sums of the groups. As nibbles
+// are widened less 8, a group's offset is its minimum and 8 times its scale.
 func (p *Path) addMins(m *Matrix, a *Acts, s *Scratch, r, rows int) {
 	groups := m.Enc.Groups(m.Cols)
 	tiles := (rows + p.tileRows - 1) / p.tileRows
@@ -169,7 +159,8 @@ func (p *Path) addMins(m *Matrix, a *Acts, s *Scratch, r, rows int) {
 			clear(w)
 			for j := range min(p.tileRows, rows-t*p.tileRows) {
 				for b := range n {
-					w[b*p.tileRows+j] = m.min(r+t*p.tileRows+j, (g+b)*m.Enc.Group)
+					row, c := r+t*p.tileRows+j, (g+b)*m.Enc.Group
+					w[b*p.tileRows+j] = m.min(row, c) + 8*m.scale(row, c)
 				}
 			}
 		}

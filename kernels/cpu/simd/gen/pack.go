@@ -34,12 +34,21 @@ func pack() {
 	transpose()
 }
 
+// ahead asks for what follows in the same row of the matrix 256 values on: the next tile's, when all rows of this one, a page or
+// more apart, have been read. bytes is what 32 values take.
+func ahead(src Register, bytes int) {
+	for at := 0; at < bytes; at += 64 {
+		PREFETCHT1(Mem{Base: src, Disp: 8*bytes + at})
+	}
+}
+
 // widen makes a function that takes values numbers a round, in bytes long together, to numbers of twice the size.
 func widen(name string, values, in int, body func(src, dst Register)) {
 	function(name, "func(dst, src *byte, n int)")
 	dst, src, n := Load(Param("dst"), GP64()), Load(Param("src"), GP64()), Load(Param("n"), GP64())
 	Label("loop")
 	body(src, dst)
+	ahead(src, in)
 	ADDQ(I32(in), src)
 	ADDQ(I32(2*in), dst)
 	SUBQ(I32(values), n)
@@ -69,6 +78,7 @@ func widenI4() {
 	VPSUBW(eight, z, z)
 	VMOVDQU(y, Mem{Base: dst})
 	VMOVDQU(z, Mem{Base: dst, Disp: 32})
+	ahead(src, 16)
 	ADDQ(Imm(16), src)
 	ADDQ(Imm(64), dst)
 	SUBQ(Imm(32), n)
