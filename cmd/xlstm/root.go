@@ -66,6 +66,7 @@ them, and measures with perplexity that the result is still the original model.`
 		newPerplexity(a),
 		newPlan(a),
 		newPull(a),
+		newQuantize(a),
 		newRun(a),
 		newTokenize(a),
 		newVerify(a),
