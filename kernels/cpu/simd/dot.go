@@ -44,11 +44,16 @@ func (p *Path) mul(m *Matrix, dst []float32, ldd int, a *Acts, r0, r1 int, s *Sc
 	}
 }
 
+// prefetchAhead is the least distance, in bytes, between what is multiplied and what is prefetched: from some 32 KB on, rates of
+// all encodings were level.
+const prefetchAhead = 48 << 10
+
 // mulDots goes over the matrix four rows at a time. Rows are read from memory once: the second and further vectors find them in
 // the cache.
 func (p *Path) mulDots(m *Matrix, dst []float32, ldd int, a *Acts, r0, r1 int, s *Scratch, add bool) {
 	rowBytes := m.rowBytes()
 	values := unsafe.Pointer(unsafe.SliceData(m.Values[:m.Rows*rowBytes]))
+	ahead := max(4*rowBytes, prefetchAhead)
 	d := &s.dot
 	d.n = uintptr(format.PaddedCols(m.Cols))
 	d.block = uintptr(a.block)
@@ -60,8 +65,9 @@ func (p *Path) mulDots(m *Matrix, dst []float32, ldd int, a *Acts, r0, r1 int, s
 			// Behind the last row comes the last row again: what is computed of it is dropped.
 			d.w[j] = unsafe.Add(values, min(r+j, r1-1)*rowBytes)
 		}
-		// At the end the address stays within the matrix: a prefetch cannot fault, but no pointer may leave its object.
-		d.next = unsafe.Add(values, min(r+4, r1-1)*rowBytes)
+		// Behind r1 stands what the next call is likely to want. At the end the address stays within the matrix: a prefetch
+		// cannot fault, but no pointer may leave its object.
+		d.next = unsafe.Add(values, min(r*rowBytes+ahead, (m.Rows-1)*rowBytes))
 		for i := 0; i < a.n; {
 			k := p.dotKernel(m.Enc.Kind, a.n-i)
 			p.setDot(m, a, s, r, r1, i, k.n)
