@@ -150,7 +150,7 @@ func (s *Scratch) store(m *Matrix, dst []float32, ldd, r, end, n int, add bool) 
 		for j := range out {
 			y := s.dot.out[4*v+j]
 			if perRow {
-				y *= m.rowScale(r + j)
+				y = float32(y * m.rowScale(r+j)) // no fusing with the addition
 			}
 			if add {
 				y += out[j]

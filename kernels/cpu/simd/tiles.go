@@ -185,7 +185,7 @@ func (s *Scratch) storeTiles(m *Matrix, dst []float32, ldd, n, r, rows, tileRows
 			c := s.c[(t*n+i)*tileRows:][:have]
 			if add {
 				for j, v := range c {
-					out[j] += v * scale[j]
+					out[j] += float32(v * scale[j]) // no fusing: as Mul, then added
 				}
 			} else {
 				for j, v := range c {
