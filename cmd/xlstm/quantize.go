@@ -25,6 +25,7 @@ import (
 // quantizeFlags say what is encoded, how, and what is shown of it.
 type quantizeFlags struct {
 	out, recipe string
+	tokenizer   string // of another place than the checkpoint's
 	tensors     []string
 	plain       bool
 	noHashes    bool
@@ -77,6 +78,7 @@ func (q *quantizeFlags) register(cmd *cobra.Command) {
 	f.StringVar(&q.recipe, "recipe", "int4", "encodings of the tensors: "+strings.Join(quantize.RecipeNames(), ", ")+" or an encoding")
 	f.StringArrayVar(&q.tensors, "tensor", nil, "'pattern=encoding' for tensors by name; can be given more than once, the last that matches counts")
 	f.BoolVar(&q.plain, "plain", false, "round to the nearest, with scales from the largest values alone: to see what searching gains")
+	f.StringVar(&q.tokenizer, "tokenizer", "", "tokenizer.json to use in place of the checkpoint's")
 	f.BoolVar(&q.noHashes, "no-hashes", false, "do not note the SHA-256 of the checkpoint's files: saves reading them once more")
 	f.StringVar(&q.text, "calibrate", "", "text `file` to calibrate on; not the one to measure with")
 	f.IntVar(&q.samples, "samples", defaultSamples, "samples of the calibration's text")
@@ -170,7 +172,7 @@ func (a *app) quantizeAndReport(ctx context.Context, name string, q quantizeFlag
 
 // quantize writes the file and prints what became of the weights.
 func (a *app) quantize(ctx context.Context, name string, q quantizeFlags) error {
-	src, err := a.openSource(name)
+	src, err := a.openSource(ctx, name, q.tokenizer)
 	if err != nil {
 		return err
 	}
@@ -179,8 +181,8 @@ func (a *app) quantize(ctx context.Context, name string, q quantizeFlags) error 
 		return fmt.Errorf("%s: is what is read, expected another name for the output", q.out)
 	}
 	start := time.Now()
-	o := convert.Options{Recipe: q.recipe, Overrides: q.tensors, PlainScales: q.plain, SkipHashes: q.noHashes, Program: "xlstm " + version(),
-		Workers: q.engine.threads, Progress: a.lateBar("writing", bytesUnit)}
+	o := convert.Options{Recipe: q.recipe, Overrides: q.tensors, PlainScales: q.plain, SkipHashes: q.noHashes, Notes: src.notes,
+		Program: "xlstm " + version(), Workers: q.engine.threads, Progress: a.lateBar("writing", bytesUnit)}
 	if q.rotate {
 		o.Rotate = &q.seed
 	}
@@ -201,12 +203,16 @@ func (a *app) quantize(ctx context.Context, name string, q quantizeFlags) error 
 type source struct {
 	weights    *convert.Source
 	provenance format.Provenance // of a file
+	notes      map[string]string // for the result's provenance
 	identify   func(ctx context.Context) (string, error)
 	close      func() error
 }
 
-func (a *app) openSource(name string) (*source, error) {
+func (a *app) openSource(ctx context.Context, name, tokenizer string) (*source, error) {
 	if info, err := os.Stat(name); err == nil && !info.IsDir() {
+		if tokenizer != "" {
+			return nil, fmt.Errorf("%s: is a file, which keeps its tokenizer: --tokenizer is for checkpoints", name)
+		}
 		return openSourceFile(name)
 	}
 	c, err := openCheckpoint(name)
@@ -214,6 +220,9 @@ func (a *app) openSource(name string) (*source, error) {
 		return nil, err
 	}
 	s := &source{close: c.Close}
+	if s.notes, err = a.useTokenizer(ctx, c, tokenizer); err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
 	s.identify = func(ctx context.Context) (string, error) {
 		files, err := c.HashFiles(ctx, 0, a.lateTotal("hashing the checkpoint", c.Files()))
 		h := sha256.New()

@@ -38,8 +38,12 @@ func TestQuantize(t *testing.T) {
 	must(t, append([]string{"quantize", demoDir, "-o", file("a"), "--rotate"}, few...)...)
 	must(t, append([]string{"quantize", file("fp32.xlstm"), "-o", file("b"), "--rotate"}, few...)...)
 	sameTensors(t, file("a"), file("b"))
+	must(t, "quantize", "demo", "-o", file("c"), "--recipe", "int8", "--tokenizer", demoDir+"/tokenizer.json")
+	if out := must(t, "inspect", file("c")); !strings.Contains(out, "tokenizer=sha256:") {
+		t.Errorf("inspect does not name the tokenizer: %s", out)
+	}
 	entries, err := os.ReadDir(dir)
-	if err != nil || len(entries) != 7 {
+	if err != nil || len(entries) != 8 {
 		t.Errorf("files left are %v (%v)", entries, err)
 	}
 }
@@ -101,6 +105,8 @@ func TestQuantizeMisuse(t *testing.T) {
 		{[]string{"demo", "-o", out, "--calibrate", calibrationText, "--recipe", "bf16"}, 1, "nothing to calibrate"},
 		{[]string{testdata + "/fixtures/tiny-fp32", "-o", out, "--calibrate", calibrationText}, 1, "tokenizer"},
 		{[]string{filepath.Join(dir, "none"), "-o", out}, 1, "none"},
+		{[]string{testdata + "/fixtures/tiny-fp32", "-o", out, "--tokenizer", demoDir + "/tokenizer.json"}, 1, "expected at most the model's"},
+		{[]string{"demo", "-o", out, "--tokenizer", demoDir + "/config.json"}, 1, "config.json"},
 	} {
 		status, _, stderr := call("", append([]string{"quantize"}, c.args...)...)
 		if status != c.status || !isLine(stderr) || !strings.Contains(stderr, c.words) {
