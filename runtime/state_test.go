@@ -209,6 +209,19 @@ func TestSaveWholeOrNot(t *testing.T) {
 	if err := newState(t, m).Save(filepath.Join(dir, "absent", "state")); err == nil {
 		t.Error("saved into a directory that does not exist")
 	}
+	// A rename would replace a device or a link to one; os.DevNull stands for all that is no regular file.
+	for _, special := range []string{os.DevNull, dir} {
+		link := filepath.Join(t.TempDir(), "link")
+		if err := os.Symlink(special, link); err != nil {
+			t.Skip(err)
+		}
+		if err := newState(t, m).Save(link); err == nil {
+			t.Errorf("saved over %s", special)
+		}
+		if info, err := os.Lstat(link); err != nil || info.Mode().IsRegular() {
+			t.Errorf("the link to %s is %v, %v", special, info, err)
+		}
+	}
 }
 
 // Goroutines share a model, each with its own state; the engine sees one at a time.

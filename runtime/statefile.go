@@ -23,12 +23,18 @@ const (
 	stateChunk   = 1 << 16 // floats written or read at once
 )
 
+var errNotRegular = errors.New("not a regular file")
+
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// Save writes the state to a file, whole or not at all: a temporary file beside it takes its name once it is on the disk.
+// Save writes the state to a file, whole or not at all: a temporary file beside it takes its name once it is on the disk. What is
+// there already is replaced if it is a regular file; a directory, device or pipe is an error.
 func (s *State) Save(path string) (err error) {
 	if s.broken != nil {
 		return s.broken
+	}
+	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+		return fmt.Errorf("save state to %s: %w", path, errNotRegular)
 	}
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*.tmp")
 	if err != nil {
@@ -110,7 +116,7 @@ func (m *Model) LoadState(path string) (*State, error) {
 		return nil, fmt.Errorf("load state: %w", err)
 	}
 	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("load state from %s: not a regular file", path)
+		return nil, fmt.Errorf("load state from %s: %w", path, errNotRegular)
 	}
 	f, err := os.Open(path)
 	if err != nil {

@@ -197,9 +197,10 @@ func TestSavedState(t *testing.T) {
 	if status, _, stderr := call("", "run", other, "--load-state", state, "-p", "x"); status != 1 || !isLine(stderr) || !strings.Contains(stderr, "s.state") {
 		t.Errorf("another model's state: status %d, stderr %q", status, stderr)
 	}
-	nowhere := filepath.Join(dir, "no", "s.state")
-	if status, stdout, stderr := call("", "run", file, "-p", "x", "--save-state", nowhere); status != 1 || stdout != "" || !isLine(stderr) {
-		t.Errorf("a state saved nowhere: status %d, stdout %q, stderr %q", status, stdout, stderr)
+	for _, nowhere := range []string{filepath.Join(dir, "no", "s.state"), dir} {
+		if status, stdout, stderr := call("", "run", file, "-p", "x", "--save-state", nowhere); status != 1 || stdout != "" || !isLine(stderr) {
+			t.Errorf("a state saved in %s: status %d, stdout %q, stderr %q", nowhere, status, stdout, stderr)
+		}
 	}
 	for _, bad := range []string{file, filepath.Join(dir, "missing")} {
 		if status, _, stderr := call("", "run", file, "--load-state", bad, "-p", "x"); status != 1 || !isLine(stderr) {

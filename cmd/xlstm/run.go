@@ -129,7 +129,7 @@ func (a *app) openModel(ctx context.Context, name string, e engineFlags) (*runti
 	} else if err := notDir(name); err != nil {
 		return nil, err
 	}
-	return runtime.Open(name, func(f *format.File) (kernels.Engine, error) { return openEngine(f, e) })
+	return runtime.Open(name, func(f *format.File) (kernels.Engine, error) { return a.openEngine(f, e) })
 }
 
 // generation is what run did, and what --json prints.
@@ -149,6 +149,9 @@ func (a *app) generate(ctx context.Context, name string, r runFlags, e engineFla
 	if r.saveState != "" { // better found out before the text than after it
 		if dir := filepath.Dir(r.saveState); !isDir(dir) {
 			return fmt.Errorf("--save-state %s: there is no directory %s", r.saveState, dir)
+		}
+		if info, err := os.Stat(r.saveState); err == nil && !info.Mode().IsRegular() {
+			return fmt.Errorf("--save-state %s: it exists and is no regular file", r.saveState)
 		}
 	}
 	m, err := a.openModel(ctx, name, e)
