@@ -54,7 +54,7 @@ With --synthetic a model of a known shape and random weights, held in memory, ta
 	f.IntVar(&b.repeat, "repeat", 5, "how often each measurement is made")
 	f.IntVar(&b.batch, "batch", 1, "sequences that generate together")
 	f.BoolVar(&b.asJSON, "json", false, "print all measurements as JSON")
-	e.register(cmd)
+	e.registerCPU(cmd)
 	mustComplete(cmd, "synthetic", shapeNames())
 	mustComplete(cmd, "recipe", quantize.RecipeNames())
 	return cmd

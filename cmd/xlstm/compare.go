@@ -173,7 +173,7 @@ func (a *app) openOriginalFile(ctx context.Context, o *original, name string, e 
 	}
 	o.closers = []func() error{closeLogits, f.Close}
 	sum := f.Fingerprint()
-	o.logits, o.logitsBy, o.provenance, o.fingerprint = logits, engineName+", from the file", f.Provenance(), hex.EncodeToString(sum[:])
+	o.logits, o.logitsBy, o.provenance, o.fingerprint = logits, engineName(e)+", from the file", f.Provenance(), hex.EncodeToString(sum[:])
 	if s, err := convert.FromFile(f); err == nil {
 		o.weights = s
 	}
@@ -192,7 +192,12 @@ func openOriginalCheckpoint(o *original, name string) error {
 }
 
 // engineName is what runs files, for reports.
-const engineName = "the CPU engine"
+func engineName(e engineFlags) string {
+	if gpuWanted(e.where) {
+		return "the CUDA engine"
+	}
+	return "the CPU engine"
+}
 
 func newComparison(o comparison, text []byte, original *original) *report.Data {
 	sum := sha256.Sum256(text)
@@ -208,7 +213,7 @@ func newComparison(o comparison, text []byte, original *original) *report.Data {
 		Title: checkpoint + ": what its encodings cost",
 		Method: report.Method{
 			Text: name, TextSHA256: hex.EncodeToString(sum[:]), TextBytes: int64(len(text)), Original: checkpoint,
-			OriginalFingerprint: original.fingerprint, OriginalBy: original.logitsBy, Engine: engineName, Program: "xlstm " + version(),
+			OriginalFingerprint: original.fingerprint, OriginalBy: original.logitsBy, Engine: engineName(o.engine), Program: "xlstm " + version(),
 		},
 	}
 }

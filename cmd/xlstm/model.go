@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -17,15 +19,51 @@ import (
 )
 
 // engineFlags choose and size the engine that runs a file.
-type engineFlags struct{ threads int }
+type engineFlags struct {
+	threads       int
+	device, state string
+	where         device // set by check
+}
 
+// stateTypes are how a GPU can store states.
+var stateTypes = []string{"fp32", "bf16", "fp16"}
+
+// register adds the flags of commands that run on any device.
 func (e *engineFlags) register(cmd *cobra.Command) {
+	e.registerCPU(cmd)
+	cmd.Flags().StringVar(&e.device, "device", "auto", "device to run on: auto (a GPU if there is one), cpu, cuda or cuda:N")
+	cmd.Flags().StringVar(&e.state, "state", "fp32", "how a GPU stores the states: fp32, bf16 or fp16")
+	mustComplete(cmd, "device", []string{"auto", "cpu", "cuda"})
+	mustComplete(cmd, "state", stateTypes)
+}
+
+// registerCPU adds the flags of commands that run on the CPU alone.
+func (e *engineFlags) registerCPU(cmd *cobra.Command) {
+	e.device = "cpu"
 	cmd.Flags().IntVar(&e.threads, "threads", 0, "threads that compute (default: one a core)")
 }
 
-func (e *engineFlags) check(cmd *cobra.Command) error {
+// check makes sense of the flags, and hands over to the program that has the device's engine where that is another.
+func (e *engineFlags) check(cmd *cobra.Command) (err error) {
 	if e.threads < 0 || e.threads > 4096 {
 		return usagef(cmd, "--threads is %d, expected 1 to 4096", e.threads)
+	}
+	if e.where, err = parseDevice(e.device); err != nil {
+		return usagef(cmd, "--device: %w", err)
+	}
+	if cmd.Flags().Changed("state") {
+		if !slices.Contains(stateTypes, e.state) {
+			return usagef(cmd, "--state is %q, expected %s", e.state, strings.Join(stateTypes, ", "))
+		}
+		if e.where.kind == "cpu" {
+			return usagef(cmd, "--state is for GPUs: the CPU's states are fp32")
+		}
+	}
+	if err := handOver(e.where); err != nil {
+		return err
+	}
+	if cmd.Flags().Changed("state") && !gpuWanted(e.where) {
+		return usagef(cmd, "--state is for GPUs, and there is none")
 	}
 	return nil
 }
@@ -55,7 +93,10 @@ func notDir(name string) error {
 }
 
 // openEngine starts the engine for a file.
-func openEngine(f *format.File, e engineFlags) (kernels.Engine, error) {
+func (a *app) openEngine(f *format.File, e engineFlags) (kernels.Engine, error) {
+	if gpuWanted(e.where) {
+		return a.openGPU(f, e)
+	}
 	engine, err := cpu.Open(f, cpu.Options{Workers: e.threads})
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", f.Path(), err)
@@ -69,7 +110,7 @@ func (a *app) openFollower(ctx context.Context, name string, e engineFlags) (fol
 	if err != nil {
 		return nil, nil, err
 	}
-	engine, err := openEngine(f, e)
+	engine, err := a.openEngine(f, e)
 	if err != nil {
 		return nil, nil, errors.Join(err, f.Close())
 	}

@@ -99,7 +99,7 @@ func (a *app) openAll(ctx context.Context, names []string, e engineFlags) (all [
 			closeAll()
 			return nil, nil, err
 		}
-		engine, err := openEngine(f, e)
+		engine, err := a.openEngine(f, e)
 		if err != nil {
 			f.Close()
 			closeAll()

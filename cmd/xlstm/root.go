@@ -65,6 +65,7 @@ them, and measures with perplexity that the result is still the original model.`
 		newLogits(a),
 		newPerplexity(a),
 		newPlan(a),
+		newDevices(a),
 		newPull(a),
 		newQuantize(a),
 		newRun(a),

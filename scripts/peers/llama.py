@@ -1,7 +1,7 @@
 """Times llama.cpp (through llama-cpp-python) on a Llama 2 7B of random weights, as a peer of `xlstm bench --synthetic 7b`.
 
-    python -m venv venv && venv/bin/pip install numpy gguf==0.17.1
-    venv/bin/pip install --no-binary llama-cpp-python llama-cpp-python
+    python -m venv venv && venv/bin/pip install numpy gguf==0.19.0
+    venv/bin/pip install --no-binary llama-cpp-python llama-cpp-python==0.3.36
     venv/bin/python scripts/peers/llama.py q8_0 --dir /tmp/peer --threads 2
 
 Formats: f16, q8_0, q4_0. Random weights say nothing about quality and, all being read, everything about speed. The file is

@@ -1,0 +1,47 @@
+//go:build cuda
+
+package main
+
+import (
+	"fmt"
+
+	"xlstm/format"
+	"xlstm/kernels"
+	"xlstm/kernels/cuda"
+)
+
+// handOver has nothing to do: this is the program that has the CUDA engine.
+func handOver(device) error { return nil }
+
+// noGPU is never asked in vain: without a GPU this program does not start.
+func noGPU() string { return "" }
+
+func describeGPUs() []deviceDescription {
+	devices, err := cuda.Devices()
+	if err != nil {
+		return []deviceDescription{{Device: "cuda", Name: "cannot be listed", Detail: oneLine(err.Error())}}
+	}
+	var all []deviceDescription
+	for _, d := range devices {
+		all = append(all, deviceDescription{Device: fmt.Sprintf("cuda:%d", d.Index), Name: d.Name, Free: d.Free, Total: d.Total,
+			Detail: fmt.Sprintf("compute capability %d.%d, %d multiprocessors, %s of %s free", d.Major, d.Minor, d.Multiprocessors, size(d.Free), size(d.Total))})
+	}
+	return all
+}
+
+// openGPU starts the engine of a GPU.
+func (a *app) openGPU(f *format.File, e engineFlags) (kernels.Engine, error) {
+	state, err := cuda.ParseStateType(e.state)
+	if err != nil {
+		return nil, err
+	}
+	engine, err := cuda.Open(f, cuda.Options{Device: e.where.index, State: state, Progress: a.lateBar("loading", bytesUnit)})
+	a.closeBars()
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", f.Path(), err)
+	}
+	return engine, nil
+}
+
+// gpuWanted reports whether an engine for d is to be a GPU's.
+func gpuWanted(d device) bool { return d.kind != "cpu" }
