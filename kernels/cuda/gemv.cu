@@ -1,0 +1,574 @@
+// Products for few tokens (decode): weights stream once through a ring of asynchronous copies, are taken apart in registers
+// and meet the activations in the tensor cores. What bounds them is memory: everything here is there to keep loads in flight.
+//
+// The work is tiles of 16 rows. The warps of a block share a tile, each taking every WARPS-th stretch of 128 bytes of its rows,
+// and each with a ring of its own, so that loads never wait for a barrier. The first stretches are requested before the
+// predecessor's results are waited for.
+#include "common.cuh"
+
+enum { PRO_PLAIN = 0, PRO_RMS = 1, PRO_GATE = 2 };
+enum { EP_STORE = 0, EP_ADD = 1, EP_SWIGLU = 2, EP_CAP = 3 };
+
+struct GemvArgs {
+  Mat w, gates;       // gates.rows 0: none; else fp32 rows on the same normed vector, their result in gatesOut [n, gates.rows]
+  dptr x, y;          // x float32 [n, ldx]; y float32 [n, ldy]
+  dptr o;             // PRO_GATE: preactivations of the output gate [n, ldo]
+  dptr normW, normB;  // PRO_GATE: weight and bias of the per-head norm, or 0
+  dptr gatesOut;
+  int32_t n, ldx, ldy, ldo;
+  int32_t pro, ep;
+  int32_t heads, split;  // split: the activations as two fp16 terms each, 22 bits together
+  float eps, cap;
+};
+static_assert(sizeof(GemvArgs) == 200, "args.go");
+
+constexpr int WARPS = 16;
+constexpr int STAGES = 2;
+constexpr int STAGE_BYTES = 16 * 128;
+
+// Factor of activations on their way into fp16: nothing bounds the feed-forward's hidden values.
+__device__ __forceinline__ float inScale(int pro) { return pro == PRO_PLAIN ? 0.125f : 1.f; }
+
+// Values of a 128-byte stretch of a row.
+__host__ __device__ constexpr int stageValues(int enc) { return enc == ENC_F16 ? 64 : enc == ENC_I4 ? 256 : 128; }
+
+// halfSink stores activations as fp16: column c, and with split the rounding error as column c+n. For int4 the values that meet
+// high nibbles are divided by 16, which the high nibbles are multiplied by.
+template <int ENC>
+struct halfSink {
+  char* xs;
+  int stride, n, split;
+  __device__ __forceinline__ void one(int c, int k, float v) const {
+    if (ENC == ENC_I4 && (k & 16)) v *= 0.0625f;
+    int p = ENC == ENC_F16 ? k : permPos(k);
+    __half hi = toHalf(v);
+    *(__half*)(xs + c * stride + 2 * p) = hi;
+    if (split) *(__half*)(xs + (c + n) * stride + 2 * p) = toHalf(v - __half2float(hi));
+  }
+  // Four values from k, a multiple of 4.
+  __device__ __forceinline__ void four(int c, int k, float4 v) const {
+    if (ENC == ENC_I4 && (k & 16)) { v.x *= 0.0625f; v.y *= 0.0625f; v.z *= 0.0625f; v.w *= 0.0625f; }
+    __half a = toHalf(v.x), b = toHalf(v.y), d = toHalf(v.z), e = toHalf(v.w);
+    put(c, k, a, b, d, e);
+    if (split) put(c + n, k, toHalf(v.x - __half2float(a)), toHalf(v.y - __half2float(b)), toHalf(v.z - __half2float(d)), toHalf(v.w - __half2float(e)));
+  }
+  __device__ __forceinline__ void put(int c, int k, __half a, __half b, __half d, __half e) const {
+    char* p = xs + c * stride;
+    if (ENC == ENC_F16) {
+      __half2 u[2] = {__halves2half2(a, b), __halves2half2(d, e)};
+      *(uint2*)(p + 2 * k) = *(uint2*)u;
+    } else {
+      p += 2 * permPos(k);
+      *(__half2*)p = __halves2half2(a, d);
+      *(__half2*)(p + 16) = __halves2half2(b, e);
+    }
+  }
+};
+
+// floatSink stores them as they are.
+struct floatSink {
+  float* xs;
+  int ld;
+  __device__ __forceinline__ void one(int c, int k, float v) const { xs[c * ld + k] = v; }
+  __device__ __forceinline__ void four(int c, int k, float4 v) const { *(float4*)(xs + c * ld + k) = v; }
+};
+
+// headGate computes sigmoid(o) * layernorm(h) of one head with one warp.
+template <class Sink>
+__device__ __forceinline__ void headGate(const float* h, const float* o, const float* w, const float* b, int dv, int c, int at, float eps, const Sink& sink) {
+  int lane = threadIdx.x & 31;
+  float s = 0.f;
+  for (int i = lane; i < dv; i += 32) s += __ldcg(h + i);
+  float mean = warpSum(s) / dv;
+  s = 0.f;
+  for (int i = lane; i < dv; i += 32) {
+    float d = __ldcg(h + i) - mean;
+    s += d * d;
+  }
+  float r = rsqrtf(warpSum(s) / dv + eps);
+  for (int i = lane; i < dv; i += 32) {
+    float y = (__ldcg(h + i) - mean) * r;
+    if (w) y = y * w[at + i] + b[at + i];
+    sink.one(c, at + i, y * sigmoidf(__ldcg(o + i)));
+  }
+}
+
+// The same for heads of 512 values without weights: one read, everything in registers.
+template <class Sink>
+__device__ __forceinline__ void headGate512(const float* h, const float* o, int c, int at, float eps, const Sink& sink) {
+  int lane = threadIdx.x & 31;
+  float4 v[4], g[4];
+  float s = 0.f;
+#pragma unroll
+  for (int j = 0; j < 4; j++) {
+    v[j] = __ldcg((const float4*)h + lane + 32 * j);
+    g[j] = __ldcg((const float4*)o + lane + 32 * j);
+  }
+#pragma unroll
+  for (int j = 0; j < 4; j++) s += v[j].x + v[j].y + v[j].z + v[j].w;
+  float mean = warpSum(s) * (1.f / 512);
+  s = 0.f;
+#pragma unroll
+  for (int j = 0; j < 4; j++) {
+    v[j].x -= mean; v[j].y -= mean; v[j].z -= mean; v[j].w -= mean;
+    s += v[j].x * v[j].x + v[j].y * v[j].y + v[j].z * v[j].z + v[j].w * v[j].w;
+  }
+  float r = rsqrtf(warpSum(s) * (1.f / 512) + eps);
+#pragma unroll
+  for (int j = 0; j < 4; j++)
+    sink.four(c, at + 4 * (lane + 32 * j), make_float4(v[j].x * r * sigmoidf(g[j].x), v[j].y * r * sigmoidf(g[j].y), v[j].z * r * sigmoidf(g[j].z), v[j].w * r * sigmoidf(g[j].w)));
+}
+
+// loadX puts the activations into sink, which every thread may read when it returns; rs[c] becomes the factor that column c's results
+// need, to be read after one more barrier. red holds WARPS*8 floats.
+template <class Sink>
+__device__ __forceinline__ void loadX(const GemvArgs& a, int K, float* red, float* rs, const Sink& sink) {
+  int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
+  if (a.pro == PRO_GATE) {
+    int dv = K / a.heads;
+    bool wide = dv == 512 && !a.normW && ((a.ldx | a.ldo) & 3) == 0;
+    for (int i = warp; i < a.n * a.heads; i += WARPS) {
+      int c = i / a.heads, at = (i % a.heads) * dv;
+      const float* h = (const float*)a.x + (size_t)c * a.ldx + at;
+      const float* o = (const float*)a.o + (size_t)c * a.ldo + at;
+      if (wide) headGate512(h, o, c, at, a.eps, sink);
+      else headGate(h, o, (const float*)a.normW, (const float*)a.normB, dv, c, at, a.eps, sink);
+    }
+    if (tid < a.n) rs[tid] = 1.f;
+    __syncthreads();
+    return;
+  }
+  bool aligned = ((K | a.ldx) & 3) == 0;
+  const float scale = inScale(a.pro);
+  for (int c = 0; c < a.n; c++) {
+    const float* x = (const float*)a.x + (size_t)c * a.ldx;
+    float s = 0.f;
+    if (aligned) {
+#pragma unroll 2
+      for (int k = tid * 4; k < K; k += WARPS * 128) {
+        float4 v = __ldcg((const float4*)(x + k));
+        s += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+        sink.four(c, k, make_float4(v.x * scale, v.y * scale, v.z * scale, v.w * scale));
+      }
+    } else {
+      for (int k = tid; k < K; k += WARPS * 32) {
+        float v = __ldcg(x + k);
+        s += v * v;
+        sink.one(c, k, v * scale);
+      }
+    }
+    if (a.pro == PRO_RMS) {
+      s = warpSum(s);
+      if (lane == 0) red[c * WARPS + warp] = s;
+    }
+  }
+  __syncthreads();
+  if (warp < a.n) {
+    float r = 1.f;
+    if (a.pro == PRO_RMS) r = rsqrtf(warpSum(lane < WARPS ? red[warp * WARPS + lane] : 0.f) / K + a.eps);
+    if (lane == 0) rs[warp] = r / scale;
+  }
+}
+
+// finish is the epilogue of one value of row row, column c.
+__device__ __forceinline__ void finish(const GemvArgs& a, int row, int c, float v) {
+  if (a.w.bias) v += ((const float*)a.w.bias)[row];
+  float* y = (float*)a.y + (size_t)c * a.ldy + row;
+  if (a.ep == EP_ADD) v += __ldcg(y);
+  if (a.ep == EP_CAP) v = softcap(v, a.cap);
+  *y = v;
+}
+
+// gateRows computes the fp32 rows of the input and forget gates, one row a block, the last blocks first: they have fewer tiles.
+__device__ void gateRows(const GemvArgs& a, float* red, const float* rs) {
+  const int K = a.gates.cols, ld = a.gates.rowBytes / 4, tid = threadIdx.x;
+  for (int r = gridDim.x - 1 - blockIdx.x; r < a.gates.rows; r += gridDim.x) {
+    const float* w = (const float*)a.gates.values + (size_t)r * ld;
+    for (int c = 0; c < a.n; c++) {
+      const float* x = (const float*)a.x + (size_t)c * a.ldx;
+      float s = 0.f;
+#pragma unroll 8
+      for (int k = tid; k < K; k += WARPS * 32) s += w[k] * __ldcg(x + k);
+      s = blockSum(s, red);
+      if (tid == 0) {
+        s *= rs[c] * inScale(a.pro);
+        if (a.gates.bias) s += ((const float*)a.gates.bias)[r];
+        ((float*)a.gatesOut)[(size_t)c * a.gates.rows + r] = s;
+      }
+    }
+  }
+}
+
+// Global row of row r of a tile. With SwiGLU a tile is 8 gate rows and the 8 up rows that belong to them.
+__device__ __forceinline__ int tileRow(int ep, int rows, int tile, int r) {
+  if (ep != EP_SWIGLU) return tile * 16 + r;
+  int half = rows >> 1, i = tile * 8 + (r & 7);
+  if (i >= half) return rows;
+  return r < 8 ? i : half + i;
+}
+
+// Integer codes stay as they are taken apart, with 1024 or more on top of each (raw4, raw8): what that adds to a product is a multiple
+// of the sum of the activations, once for all rows. groupSums computes it for each group and column from the activations as they are
+// stored: corr[g][c], and for asymmetric codes the plain sum too, sums[g][c]. For int8 without groups there is one group, in parts of a
+// warp each: corr[warp][c].
+template <int ENC, int GS, bool ASYM>
+__device__ __forceinline__ void groupSums(const char* xs, int stride, int cols, int cols2, int values, float* corr, float* sums) {
+  const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
+  const int chunks = values / 8;  // 16 bytes: always of one half of a block of 32, and of one group
+  constexpr int LANES = ENC == ENC_I8 ? 32 : (1 << GS) / 8;
+  for (int c = 0; c < cols2; c++) {
+    float whole = 0.f;
+    for (int base = warp * 32; base < chunks; base += WARPS * 32) {
+      int i = base + lane;
+      float s = 0.f;
+      if (i < chunks && c < cols) {
+        uint4 u = *(const uint4*)(xs + c * stride + 16 * i);
+        const __half2* h = (const __half2*)&u;
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+          float2 f = __half22float2(h[j]);
+          s += f.x + f.y;
+        }
+      }
+      float plain = s, scaled = s;
+      if (ENC == ENC_I4) {
+        bool high = (i >> 1) & 1;
+        if (high) plain = 16.f * s;
+        scaled = plain * (high ? (ASYM ? 64.f : 72.f) : (ASYM ? 1024.f : 1032.f));
+      } else {
+        scaled = 1152.f * s;
+      }
+#pragma unroll
+      for (int o = LANES / 2; o; o >>= 1) {
+        scaled += __shfl_xor_sync(~0u, scaled, o);
+        if (ASYM) plain += __shfl_xor_sync(~0u, plain, o);
+      }
+      if (ENC == ENC_I8) {
+        whole += scaled;
+      } else if ((lane & (LANES - 1)) == 0 && i < chunks) {
+        corr[(i / LANES) * cols2 + c] = -scaled;
+        if (ASYM) sums[(i / LANES) * cols2 + c] = plain;
+      }
+    }
+    if (ENC == ENC_I8 && lane == 0) corr[warp * cols2 + c] = whole;
+  }
+}
+
+// Shared memory: ring | activations | partial sums [2][WARPS][16][cols2] | red | rs | corr | sums.
+template <int ENC, int GS, bool ASYM>
+__device__ __forceinline__ void gemvBody(const GemvArgs& a) {
+  constexpr int SV = stageValues(ENC);
+  constexpr bool GROUPED = ENC == ENC_I4 || ENC == ENC_I8G;
+  constexpr int GPS = GROUPED ? SV >> GS : 1;     // groups of a stretch
+  constexpr int NSC = (GPS + 3) / 4;              // scales of a row that a lane holds
+  const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
+  const int cols = a.split ? 2 * a.n : a.n, cols2 = (cols + 1) & ~1;
+  const int rowBytes = a.w.rowBytes, S = (rowBytes + 127) >> 7;  // stretches of a row
+  const int xStride = S * SV * 2 + 16;
+  char* xs = smem + WARPS * STAGES * STAGE_BYTES;
+  float* part = (float*)(xs + cols * xStride);
+  float* red = part + 2 * WARPS * 16 * cols2;
+  float* rs = red + WARPS * 8;
+  float* corr = rs + 8;
+  float* sums = corr + S * GPS * cols2;
+  float* over = corr + max(S, WARPS) * cols2;  // int8: what its offset adds to each column
+  const bool swi = a.ep == EP_SWIGLU;
+  const int half = a.w.rows >> 1, tileRows = swi ? 8 : 16, top = swi ? half : a.w.rows;
+  const int tiles = (top + tileRows - 1) / tileRows;
+  const char* W = (const char*)a.w.values;
+
+  // Requests of stretches: a lane copies 16 bytes each of rows lane/8 + 4j of a tile.
+  const size_t d1 = (size_t)4 * rowBytes, d2 = swi ? (size_t)half * rowBytes : 2 * d1;
+  const uint32_t ring = smemAddr(smem) + warp * (STAGES * STAGE_BYTES);
+  const uint32_t dst0 = ring + swz(lane >> 3, lane & 7), dst1 = ring + swz((lane >> 3) + 4, lane & 7);
+  int pfS = warp, pfTile = blockIdx.x;
+  while (pfS >= S) { pfS -= S; pfTile += gridDim.x; }
+  auto request = [&](int slot) {
+    if (pfTile < tiles) {
+      int row = pfTile * tileRows + (lane >> 3), off = pfS * 128 + (lane & 7) * 16;
+      const char* p = W + (size_t)row * rowBytes + off;
+      bool in = off < rowBytes, ok0 = in && row < top, ok1 = in && row + 4 < top;
+      bool ok2 = swi ? ok0 : in && row + 8 < top, ok3 = swi ? ok1 : in && row + 12 < top;
+      uint32_t o = slot * STAGE_BYTES;
+      cpAsync(dst0 + o, ok0 ? p : W, ok0);
+      cpAsync(dst1 + o, ok1 ? p + d1 : W, ok1);
+      cpAsync(dst0 + o + 1024, ok2 ? p + d2 : W, ok2);
+      cpAsync(dst1 + o + 1024, ok3 ? p + d2 + d1 : W, ok3);
+      pfS += WARPS;
+      while (pfS >= S) { pfS -= S; pfTile += gridDim.x; }
+    }
+    cpCommit();
+  };
+  // Scales come a stretch ahead, into registers: lane%4 has groups lane%4 and lane%4+4 of rows lane/4 and lane/4+8.
+  uint16_t sc[NSC][2], mn[NSC][2];
+  auto loadScales = [&](int s, int tile) {
+    if constexpr (GROUPED) {
+#pragma unroll
+      for (int r = 0; r < 2; r++) {
+        int i = tile * tileRows + (lane >> 2), row = r == 0 ? i : swi ? half + i : i + 8;
+        bool ok = tile < tiles && (swi || r == 0 ? i : i + 8) < top;
+        size_t at = (size_t)row * a.w.groups;
+#pragma unroll
+        for (int j = 0; j < NSC; j++) {
+          int g = s * GPS + ((lane & 3) & (GPS - 1)) + 4 * j;
+          bool take = ok && g < a.w.groups;
+          sc[j][r] = take ? ((const uint16_t*)a.w.scales)[at + g] : (uint16_t)0;
+          if (ASYM) mn[j][r] = take ? ((const uint16_t*)a.w.mins)[at + g] : (uint16_t)0;
+        }
+      }
+    }
+  };
+#pragma unroll
+  for (int i = 0; i < STAGES; i++) request(i);
+  int curS = warp, curTile = blockIdx.x;
+  while (curS >= S) { curS -= S; curTile += gridDim.x; }
+  loadScales(curS, curTile);
+  launchDependents();
+
+  // Zeros behind the rows' ends, then the activations.
+  const halfSink<ENC> sink{xs, xStride, a.n, a.split};
+  {
+    int from = a.w.cols, len = S * SV - from;
+    for (int c = 0; c < a.n; c++)
+      for (int i = tid; i < len; i += WARPS * 32) sink.one(c, from + i, 0.f);
+  }
+  waitPredecessor();
+  loadX(a, a.w.cols, red, rs, sink);
+  if constexpr (ENC != ENC_F16) {
+    groupSums<ENC, GS, ASYM>(xs, xStride, cols, cols2, S * SV, corr, sums);
+    __syncthreads();
+    if (ENC == ENC_I8 && tid < a.n) {  // read after the first tile's barrier
+      float v = 0.f;
+      for (int w = 0; w < WARPS; w++) {
+        v += corr[w * cols2 + tid];
+        if (a.split) v += corr[w * cols2 + tid + a.n];
+      }
+      over[tid] = v;
+    }
+  }
+
+  const uint32_t xAddr = smemAddr(xs) + min(lane & 7, cols - 1) * xStride + ((lane >> 3) << 4);
+  // ldmatrix: matrices (rows 0-7, chunk c), (rows 8-15, chunk c), (rows 0-7, chunk c+1), (rows 8-15, chunk c+1), c even
+  const uint32_t wRow = ring + ((lane & 7) + ((lane >> 3) & 1) * 8) * 128, wXor = ((lane >> 4) ^ (lane & 7)) << 4;
+  const int cc = min((lane & 3) * 2, cols2 - 2);
+  int slot = 0, local = 0;
+  for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x, local++) {
+    float acc[4] = {0.f, 0.f, 0.f, 0.f};
+    while (curTile == tile) {
+      const int s = curS;
+      float fs[NSC][2], fm[NSC][2];
+      if constexpr (GROUPED) {
+#pragma unroll
+        for (int j = 0; j < NSC; j++)
+#pragma unroll
+          for (int r = 0; r < 2; r++) {
+            fs[j][r] = __half2float(__ushort_as_half(sc[j][r]));
+            fm[j][r] = ASYM ? __half2float(__ushort_as_half(mn[j][r])) : 0.f;
+          }
+      }
+      curS += WARPS;
+      while (curS >= S) { curS -= S; curTile += gridDim.x; }
+      loadScales(curS, curTile);
+      cpWait<STAGES - 1>();
+      __syncwarp();
+      const uint32_t wb = wRow + slot * STAGE_BYTES, xb = xAddr + s * (SV * 2);
+      uint32_t b[4];
+      float t[4];
+      auto begin = [&](int g) {
+        float2 v = *(const float2*)(corr + (s * GPS + g) * cols2 + cc);
+        t[0] = t[2] = v.x;
+        t[1] = t[3] = v.y;
+      };
+      auto end = [&](int g) {
+        int from = (lane & 28) | (g & 3);
+        float s0 = __shfl_sync(~0u, fs[g >> 2][0], from), s1 = __shfl_sync(~0u, fs[g >> 2][1], from);
+        acc[0] += s0 * t[0]; acc[1] += s0 * t[1]; acc[2] += s1 * t[2]; acc[3] += s1 * t[3];
+        if constexpr (ASYM) {
+          float m0 = __shfl_sync(~0u, fm[g >> 2][0], from), m1 = __shfl_sync(~0u, fm[g >> 2][1], from);
+          float2 x = *(const float2*)(sums + (s * GPS + g) * cols2 + cc);
+          acc[0] += m0 * x.x; acc[1] += m0 * x.y; acc[2] += m1 * x.x; acc[3] += m1 * x.y;
+        }
+      };
+#pragma unroll
+      for (int c = 0; c < 8; c += 2) {
+        uint32_t wv[4];
+        ldsm4(wv, wb + (wXor ^ (c << 4)));
+        if constexpr (ENC == ENC_F16) {  // 16 values
+          if ((c & 2) == 0) ldsm4(b, xb + c * 16);
+          mma(acc, wv[0], wv[1], wv[2], wv[3], b[c & 2], b[(c & 2) + 1]);
+        } else if constexpr (ENC != ENC_I4) {  // 32 values
+          uint32_t u0[2], u1[2], v0[2], v1[2];
+          ldsm4(b, xb + c * 32);
+          raw8(wv[0], u0);
+          raw8(wv[1], u1);
+          raw8(wv[2], v0);
+          raw8(wv[3], v1);
+          constexpr int per = GROUPED ? (1 << GS) / 16 : 1;  // chunks of a group
+          if constexpr (GROUPED) {
+            if (c % per == 0) begin(c / per);
+            mma(t, u0[0], u1[0], u0[1], u1[1], b[0], b[1]);
+            mma(t, v0[0], v1[0], v0[1], v1[1], b[2], b[3]);
+            if ((c + 2) % per == 0) end(c / per);
+          } else {
+            mma(acc, u0[0], u1[0], u0[1], u1[1], b[0], b[1]);
+            mma(acc, v0[0], v1[0], v0[1], v1[1], b[2], b[3]);
+          }
+        } else {  // two blocks of 32 values
+          constexpr int per = (1 << GS) / 32;  // blocks of a group
+#pragma unroll
+          for (int h = 0; h < 2; h++) {
+            uint32_t u0[4], u1[4];
+            ldsm4(b, xb + (c + h) * 64);
+            raw4(wv[2 * h], u0);
+            raw4(wv[2 * h + 1], u1);
+            if ((c + h) % per == 0) begin((c + h) / per);
+            mma(t, u0[0], u1[0], u0[1], u1[1], b[0], b[1]);
+            mma(t, u0[2], u1[2], u0[3], u1[3], b[2], b[3]);
+            if ((c + h + 1) % per == 0) end((c + h) / per);
+          }
+        }
+      }
+      __syncwarp();
+      request(slot);
+      slot = slot + 1 == STAGES ? 0 : slot + 1;
+    }
+    float* p = part + ((local & 1) * WARPS + warp) * 16 * cols2;
+    int c0 = (lane & 3) * 2, r0 = lane >> 2;
+    if (c0 < cols2) {
+      *(float2*)(p + r0 * cols2 + c0) = make_float2(acc[0], acc[1]);
+      *(float2*)(p + (r0 + 8) * cols2 + c0) = make_float2(acc[2], acc[3]);
+    }
+    const bool mine = warp == (local & (WARPS - 1));  // this warp finishes the tile, while the others go on
+    // One token: lane%16 has a row, and each half of the warp half of the partial sums. What the epilogue needs is on its way before
+    // the barrier.
+    const int r1 = lane & 15, row1 = tileRow(a.ep, a.w.rows, tile, r1);
+    const bool one = a.n == 1 && mine && row1 < a.w.rows;
+    float scale = 1.f, bias = 0.f, old = 0.f;
+    if (one) {
+      if (ENC == ENC_I8) scale = ((const float*)a.w.scales)[row1];
+      if (a.w.bias) bias = ((const float*)a.w.bias)[row1];
+      if (a.ep == EP_ADD) old = __ldcg((const float*)a.y + row1);
+    }
+    __syncthreads();
+    if (mine) {
+      // The barrier of the next tile keeps the others from overwriting these partial sums.
+      const float* q = part + (local & 1) * WARPS * 16 * cols2;
+      if (a.n == 1) {  // cols2 is 2
+        float v = 0.f;
+#pragma unroll
+        for (int w = 0; w < WARPS / 2; w++) {
+          float2 u = *(const float2*)(q + ((w + (lane >> 4) * (WARPS / 2)) * 16 + r1) * 2);
+          v += a.split ? u.x + u.y : u.x;
+        }
+        v += __shfl_xor_sync(~0u, v, 16);
+        if (ENC == ENC_I8) v = (v - over[0]) * scale;
+        v = v * rs[0] + bias;
+        float up = __shfl_down_sync(~0u, v, 8);
+        if (one && lane < 16) {
+          if (swi) {
+            if (lane < 8) ((float*)a.y)[row1] = siluf(v) * up;
+          } else {
+            v += old;
+            ((float*)a.y)[row1] = a.ep == EP_CAP ? softcap(v, a.cap) : v;
+          }
+        }
+      } else {
+        auto total = [&](int r, int c) {
+          float v = 0.f;
+#pragma unroll
+          for (int w = 0; w < WARPS; w++) {
+            v += q[(w * 16 + r) * cols2 + c];
+            if (a.split) v += q[(w * 16 + r) * cols2 + c + a.n];
+          }
+          if constexpr (ENC == ENC_I8) {
+            int row = tileRow(a.ep, a.w.rows, tile, r);
+            v = row < a.w.rows ? (v - over[c]) * ((const float*)a.w.scales)[row] : 0.f;
+          }
+          return v * rs[c];
+        };
+        if (swi) {
+          for (int i = lane; i < 8 * a.n; i += 32) {
+            int r = i & 7, c = i >> 3, row = tile * 8 + r;
+            if (row < half) {
+              float g = total(r, c), u = total(r + 8, c);
+              if (a.w.bias) { g += ((const float*)a.w.bias)[row]; u += ((const float*)a.w.bias)[half + row]; }
+              ((float*)a.y)[(size_t)c * a.ldy + row] = siluf(g) * u;
+            }
+          }
+        } else {
+          for (int i = lane; i < 16 * a.n; i += 32) {
+            int r = i & 15, c = i >> 4, row = tile * 16 + r;
+            if (row < a.w.rows) finish(a, row, c, total(r, c));
+          }
+        }
+      }
+    }
+  }
+  cpWait<0>();
+  if (a.gates.rows) gateRows(a, part, rs);
+}
+
+// The same for fp32 weights: one warp a row (or a gate row and its up row), no rounding of anything.
+__device__ __forceinline__ void dotRow(const float* w, const float* xs, int K4, int n, int xStride, float (&acc)[8]) {
+  int lane = threadIdx.x & 31;
+#pragma unroll 4
+  for (int k = lane; k < K4; k += 32) {
+    float4 v = __ldg((const float4*)w + k);
+#pragma unroll
+    for (int c = 0; c < 8; c++)
+      if (c < n) {
+        float4 x = *(const float4*)(xs + c * xStride + 4 * k);
+        acc[c] += v.x * x.x + v.y * x.y + v.z * x.z + v.w * x.w;
+      }
+  }
+#pragma unroll
+  for (int c = 0; c < 8; c++)
+    if (c < n) acc[c] = warpSum(acc[c]);
+}
+
+// Shared memory: red [WARPS*8] | rs [8] | activations float [n][padded K].
+extern "C" __global__ void __launch_bounds__(WARPS * 32) gemv_f32(const __grid_constant__ GemvArgs a) {
+  float* red = (float*)smem;
+  float* rs = red + WARPS * 8;
+  float* xs = rs + 8;
+  const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, ld = a.w.rowBytes / 4;
+  for (int i = tid; i < a.n * (ld - a.w.cols); i += WARPS * 32) xs[(i / (ld - a.w.cols)) * ld + a.w.cols + i % (ld - a.w.cols)] = 0.f;
+  launchDependents();
+  waitPredecessor();
+  loadX(a, a.w.cols, red, rs, floatSink{xs, ld});
+  __syncthreads();
+  const float* W = (const float*)a.w.values;
+  const int F = a.w.rows >> 1, units = a.ep == EP_SWIGLU ? F : a.w.rows;
+  for (int u = warp * gridDim.x + blockIdx.x; u < units; u += gridDim.x * WARPS) {
+    float acc[8] = {}, up[8] = {};
+    dotRow(W + (size_t)u * ld, xs, ld / 4, a.n, ld, acc);
+    if (a.ep == EP_SWIGLU) dotRow(W + (size_t)(F + u) * ld, xs, ld / 4, a.n, ld, up);
+    if (lane == 0)
+#pragma unroll
+      for (int c = 0; c < 8; c++)
+        if (c < a.n) {
+          if (a.ep == EP_SWIGLU) {
+            float g = acc[c] * rs[c], v = up[c] * rs[c];
+            if (a.w.bias) { g += ((const float*)a.w.bias)[u]; v += ((const float*)a.w.bias)[F + u]; }
+            ((float*)a.y)[(size_t)c * a.ldy + u] = siluf(g) * v;
+          } else {
+            finish(a, u, c, acc[c] * rs[c]);
+          }
+        }
+  }
+  if (a.gates.rows) gateRows(a, red, rs);
+}
+
+#define GEMV(NAME, ENC, GS, ASYM) \
+  extern "C" __global__ void __launch_bounds__(WARPS * 32, 2) gemv_##NAME(const __grid_constant__ GemvArgs a) { gemvBody<ENC, GS, ASYM>(a); }
+GEMV(f16, ENC_F16, 0, false)
+GEMV(i8, ENC_I8, 0, false)
+GEMV(i8g32, ENC_I8G, 5, false)
+GEMV(i8g64, ENC_I8G, 6, false)
+GEMV(i8g128, ENC_I8G, 7, false)
+GEMV(i4g32, ENC_I4, 5, false)
+GEMV(i4g64, ENC_I4, 6, false)
+GEMV(i4g128, ENC_I4, 7, false)
+GEMV(i4g32a, ENC_I4, 5, true)
+GEMV(i4g64a, ENC_I4, 6, true)
+GEMV(i4g128a, ENC_I4, 7, true)

@@ -1,0 +1,5 @@
+// All kernels are one module.
+#include "gemv.cu"
+#include "gemm.cu"
+#include "mlstm.cu"
+#include "misc.cu"
