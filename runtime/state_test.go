@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -206,8 +207,9 @@ func TestSaveWholeOrNot(t *testing.T) {
 	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 1 {
 		t.Errorf("%d files are left, %v", len(entries), err)
 	}
-	if err := newState(t, m).Save(filepath.Join(dir, "absent", "state")); err == nil {
-		t.Error("saved into a directory that does not exist")
+	absent := filepath.Join(dir, "absent", "state")
+	if err := newState(t, m).Save(absent); err == nil || !strings.Contains(err.Error(), absent+":") || strings.Contains(err.Error(), ".tmp") {
+		t.Errorf("saved into a directory that does not exist: %v", err)
 	}
 	// A rename would replace a device or a link to one; os.DevNull stands for all that is no regular file.
 	for _, special := range []string{os.DevNull, dir} {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"io/fs"
 	"math"
 	"os"
 	"path/filepath"
@@ -38,13 +39,13 @@ func (s *State) Save(path string) (err error) {
 	}
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*.tmp")
 	if err != nil {
-		return fmt.Errorf("save state: %w", err)
+		return fmt.Errorf("save state to %s: %w", path, cause(err))
 	}
 	defer func() {
 		if err != nil {
 			f.Close()
 			os.Remove(f.Name())
-			err = fmt.Errorf("save state to %s: %w", path, err)
+			err = fmt.Errorf("save state to %s: %w", path, cause(err))
 		}
 	}()
 	if err := s.write(f); err != nil {
@@ -60,6 +61,15 @@ func (s *State) Save(path string) (err error) {
 		return err
 	}
 	return syncDir(filepath.Dir(path))
+}
+
+// cause leaves out the temporary name, which says nothing to who asked for another.
+func cause(err error) error {
+	var p *fs.PathError
+	if errors.As(err, &p) {
+		return p.Err
+	}
+	return err
 }
 
 // syncDir makes a rename in dir last. Systems that cannot sync directories do without.

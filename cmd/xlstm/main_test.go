@@ -91,7 +91,7 @@ func TestMisuse(t *testing.T) {
 	lines := [][]string{
 		{}, {"nonsense"}, {"--nonsense"}, {"help", "nonsense"}, {"completion"}, {"completion", "tcsh"}, {"version", "x"},
 		{"pull"}, {"pull", "a/b", "c"}, {"tokenize"}, {"tokenize", "a", "b"}, {"tokenize", "x.json", "--decode", "--json"},
-		{"tokenize", "--file"},
+		{"tokenize", "--file"}, {"plan", "7b"},
 	}
 	for _, c := range commands() {
 		if c.HasParent() && c.Name() != "help" {
@@ -109,6 +109,21 @@ func TestMisuse(t *testing.T) {
 	}
 }
 
+// TestReadAtMost reads streams, whose size is not known before: what has no end is an error, and not all of the memory.
+func TestReadAtMost(t *testing.T) {
+	for _, c := range []struct {
+		text, want string
+		limit      int64
+	}{{"abc", "abc", 3}, {"abc", "abc", 4}, {"", "", 0}} {
+		if b, err := readAtMost(strings.NewReader(c.text), "stdin", 0, c.limit); err != nil || string(b) != c.want {
+			t.Errorf("%q up to %d bytes: %q, %v", c.text, c.limit, b, err)
+		}
+	}
+	if b, err := readAtMost(strings.NewReader("abcd"), "stdin", 0, 3); err == nil || b != nil {
+		t.Errorf("4 bytes where 3 are the limit: %q, %v", b, err)
+	}
+}
+
 // isLine reports whether s is one line as errors are written.
 func isLine(s string) bool {
 	return strings.HasPrefix(s, "xlstm: ") && strings.Count(s, "\n") == 1 && strings.HasSuffix(s, "\n")
@@ -121,7 +136,13 @@ func TestFailure(t *testing.T) {
 	if err := os.WriteFile(junk, []byte("{\"x\":\x00\n\n"), 0o666); err != nil {
 		t.Fatal(err)
 	}
-	missing := filepath.Join(dir, "missing")
+	missing, huge := filepath.Join(dir, "missing"), filepath.Join(dir, "huge")
+	if err := os.WriteFile(huge, nil, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(huge, maxInput+1); err != nil {
+		t.Skip(err) // a disk without sparse files
+	}
 	for _, c := range []struct {
 		stdin string
 		args  []string
@@ -132,6 +153,7 @@ func TestFailure(t *testing.T) {
 		{"", []string{"tokenize", testdata + "/xlstm-7b", "-f", missing}, "missing"},
 		{"x", []string{"tokenize", testdata + "/xlstm-7b", "--decode"}, `found "x", expected token ids`},
 		{"99999", []string{"tokenize", testdata + "/xlstm-7b", "--decode"}, "no id 99999"},
+		{"", []string{"tokenize", testdata + "/xlstm-7b", "-f", huge}, "huge: 2147483649 bytes, expected at most 2147483648"},
 		{"", []string{"pull", "no repository"}, "no repository"},
 	} {
 		status, stdout, stderr := call(c.stdin, c.args...)

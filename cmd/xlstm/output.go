@@ -67,6 +67,9 @@ func (a *app) printJSON(v any) error {
 	return err
 }
 
+// maxInput is what is read whole at most, in bytes: a text, ids or a tokenizer. Devices and pipes may have no end.
+const maxInput = 2 << 30
+
 // readInput reads a whole file, or stdin for "-". It returns at once when the context ends, whatever the file does.
 func (a *app) readInput(ctx context.Context, name string) ([]byte, error) {
 	type result struct {
@@ -77,11 +80,9 @@ func (a *app) readInput(ctx context.Context, name string) ([]byte, error) {
 	go func() {
 		var r result
 		if name == "-" {
-			if r.b, r.err = io.ReadAll(a.in); r.err != nil {
-				r.err = fmt.Errorf("stdin: %w", r.err)
-			}
+			r.b, r.err = readAtMost(a.in, "stdin", 0, maxInput)
 		} else {
-			r.b, r.err = os.ReadFile(name)
+			r.b, r.err = readFile(name)
 		}
 		c <- r
 	}()
@@ -91,6 +92,37 @@ func (a *app) readInput(ctx context.Context, name string) ([]byte, error) {
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
+}
+
+func readFile(name string) ([]byte, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	return readAtMost(f, name, info.Size(), maxInput)
+}
+
+// readAtMost reads r to its end, which is expected after size bytes; more than limit bytes are an error.
+func readAtMost(r io.Reader, name string, size, limit int64) ([]byte, error) {
+	if size > limit {
+		return nil, fmt.Errorf("%s: %d bytes, expected at most %d", name, size, limit)
+	}
+	b := bytes.NewBuffer(make([]byte, 0, max(size, 0)+bytes.MinRead))
+	if _, err := b.ReadFrom(io.LimitReader(r, limit+1)); err != nil {
+		if name == "stdin" {
+			err = fmt.Errorf("stdin: %w", err)
+		}
+		return nil, err
+	}
+	if int64(b.Len()) > limit {
+		return nil, fmt.Errorf("%s: more than %d bytes", name, limit)
+	}
+	return b.Bytes(), nil
 }
 
 // size is a number of bytes for people, in powers of 1000 as disks and the Hub count.

@@ -35,6 +35,9 @@ or the name of a known shape. Exit status 1 if nothing fits.`,
 		Args:              arguments(1, 1),
 		ValidArgsFunction: completeModels,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if memory == "" {
+				return usagef(cmd, "expected --memory SIZE, such as 8GiB")
+			}
 			budget, err := parseSize(memory)
 			if err != nil {
 				return usagef(cmd, "--memory: %w", err)
@@ -48,7 +51,6 @@ or the name of a known shape. Exit status 1 if nothing fits.`,
 	cmd.Flags().StringVar(&memory, "memory", "", "memory that there is, such as 8GiB or 24GB")
 	cmd.Flags().IntVar(&sequences, "sequences", 1, "sequences that run at the same time, each with a state of its own")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the plan as JSON")
-	_ = cmd.MarkFlagRequired("memory") // the flag exists
 	return cmd
 }
 

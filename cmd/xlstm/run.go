@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -257,8 +256,11 @@ func (a *app) stream(ctx context.Context, m *runtime.Model, s *runtime.State, pr
 	if g.Seconds = time.Since(first).Seconds(); len(g.Tokens) > 1 {
 		g.Rate = float64(len(g.Tokens)-1) / g.Seconds // the first came with the prompt
 	}
-	if !r.asJSON && !strings.HasSuffix(g.Text, "\n") {
-		err = errors.Join(err, a.say("\n"))
+	if r.asJSON || strings.HasSuffix(g.Text, "\n") || g.Text == "" && err != nil {
+		return err
+	}
+	if end := a.say("\n"); err == nil {
+		err = end
 	}
 	return err
 }
