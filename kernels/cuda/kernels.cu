@@ -1,5 +1,6 @@
 // All kernels are one module.
-#include "gemv.cu"
+#include "chunk.cu"
 #include "gemm.cu"
-#include "mlstm.cu"
+#include "gemv.cu"
 #include "misc.cu"
+#include "mlstm.cu"
