@@ -1,3 +1,5 @@
+//lint:file-ignore U1000 the files behind the build tag cuda use what this one declares
+
 package cuda
 
 // The arguments of the kernels, field for field as in the .cu files: device addresses are uint64, and every kernel has one

@@ -196,3 +196,28 @@ func TestSplits(t *testing.T) {
 }
 
 const splitRoom = 32 << 20
+
+// TestSupported: what the kernels refuse, and which heads take the chunkwise kernel.
+func TestSupported(t *testing.T) {
+	model := func(heads, qk, v int) *format.Config {
+		return &format.Config{VocabSize: 100, EmbeddingDim: 64, NumBlocks: 1, NumHeads: heads, QKDim: qk, VDim: v, FFNDim: 64, BOS: -1}
+	}
+	for _, c := range []struct {
+		cfg             *format.Config
+		runs, chunkwise bool
+	}{
+		{model(8, 2048, 4096), true, true}, {model(2, 32, 64), true, true}, {model(2, 40, 84), true, false}, {model(1, 512, 64), true, false},
+		{model(1, 516, 64), false, false}, {model(2, 12, 64), false, false}, {model(3, 32, 64), false, false},
+	} {
+		err := supported(c.cfg)
+		if (err == nil) != c.runs {
+			t.Errorf("heads of %d/%d: %v", c.cfg.QKDim, c.cfg.NumHeads, err)
+		}
+		if c.runs && chunkable(c.cfg) != c.chunkwise {
+			t.Errorf("heads of %d and %d: chunkwise is %v", c.cfg.HeadQKDim(), c.cfg.HeadVDim(), !c.chunkwise)
+		}
+	}
+	if n := scoresShared(256); n > 99<<10 {
+		t.Errorf("the scores' kernel needs %d bytes", n)
+	}
+}
