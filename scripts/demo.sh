@@ -10,13 +10,18 @@ trap 'rm -rf "$tmp"' EXIT
 step() { # what is done, then the command
     printf '\n== %s\n' "$1"
     shift
-    printf '$ xlstm %s\n' "$*"
+    printf '$ xlstm'
+    for word in "$@"; do
+        case $word in *' '*) printf ' "%s"' "$word" ;; *) printf ' %s' "$word" ;; esac
+    done
+    printf '\n'
     "$xlstm" "$@"
 }
 
 step "Convert the checkpoint to one file, in float16" convert checkpoints/demo -o "$tmp/fp16.xlstm" --recipe fp16
 step "Convert it to 8 bits a weight" convert checkpoints/demo -o "$tmp/int8.xlstm" --recipe int8
-step "Convert it to 4 bits a weight" convert checkpoints/demo -o "$tmp/int4.xlstm" --recipe int4
+step "Quantize it to 4 bits a weight, rounded against what occurs in a text" \
+    quantize checkpoints/demo -o "$tmp/int4.xlstm" --recipe int4 --calibrate testdata/books-calibrate.txt --samples 16
 step "Check every byte of a file" verify "$tmp/fp16.xlstm"
 step "What is in a file" inspect "$tmp/int4.xlstm"
 step "Hold all three against the original, computed a second way, on a passage of a book" \

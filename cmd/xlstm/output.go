@@ -67,8 +67,12 @@ func (a *app) printJSON(v any) error {
 	return err
 }
 
-// maxInput is what is read whole at most, in bytes: a text, ids or a tokenizer. Devices and pipes may have no end.
-const maxInput = 2 << 30
+// What is read whole at most, in bytes: a text, ids or a tokenizer. Devices and pipes may have no end, and their size is not known
+// before, so that reading them takes three times the memory for a moment.
+const (
+	maxInput  = 2 << 30 // of a file
+	maxStream = 512 << 20
+)
 
 // readInput reads a whole file, or stdin for "-". It returns at once when the context ends, whatever the file does.
 func (a *app) readInput(ctx context.Context, name string) ([]byte, error) {
@@ -80,7 +84,7 @@ func (a *app) readInput(ctx context.Context, name string) ([]byte, error) {
 	go func() {
 		var r result
 		if name == "-" {
-			r.b, r.err = readAtMost(a.in, "stdin", 0, maxInput)
+			r.b, r.err = readAtMost(a.in, "stdin", 0, maxStream)
 		} else {
 			r.b, r.err = readFile(name)
 		}
@@ -103,6 +107,9 @@ func readFile(name string) ([]byte, error) {
 	info, err := f.Stat()
 	if err != nil {
 		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return readAtMost(f, name, 0, maxStream)
 	}
 	return readAtMost(f, name, info.Size(), maxInput)
 }
