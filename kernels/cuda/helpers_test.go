@@ -85,9 +85,9 @@ func randomModel(t testing.TB, cfg format.Config, encoding string, seed uint64) 
 				w[i]++
 			}
 		}
-		a := quantize.MakeRows(s.Encoding, s.Rows, s.Cols)
 		data := make([]byte, s.Size())
-		if a, err = quantize.RowsOf(data, s.Encoding, s.Rows, s.Cols); err != nil {
+		a, err := quantize.RowsOf(data, s.Encoding, s.Rows, s.Cols)
+		if err != nil {
 			t.Fatal(err)
 		}
 		if err := quantize.EncodeRows(a, s.Encoding, w, s.Rows, s.Cols, quantize.Options{}); err != nil {
