@@ -9,8 +9,8 @@ import (
 	"xlstm/quantize"
 )
 
-// keptInputs is how many of a product's inputs are kept to measure the error of its outputs: 11 MB of the widest of the 7B.
-const keptInputs = 256
+// keptInputs is how many of a product's inputs are kept to measure the error of its outputs: 2.8 MB of the widest of the 7B.
+const keptInputs = 64
 
 // watcher gathers the moments of inputs, and keeps inputs at even distances.
 type watcher struct {

