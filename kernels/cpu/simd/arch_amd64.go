@@ -34,6 +34,8 @@ func avx2Path() *Path {
 		intTiles:      []tileKernel{{6, intTilex6AVX2}, {4, intTilex4AVX2}, {2, intTilex2AVX2}, {1, intTilex1AVX2}},
 		transpose:     transposeAVX2,
 		streamRead:    streamReadBlocks,
+		peakFloat:     func(n int) { peakFloatAVX2(peakRounds(n, 8)) },
+		peakInt:       func(n int) { peakIntAVX2(peakRounds(n, 16)) },
 		vectorOps:     avx2VectorOps,
 	}
 	p.dots[format.FP32] = []dotKernel{{2, dotF32x2AVX2}, {1, dotF32x1AVX2}}
@@ -41,6 +43,7 @@ func avx2Path() *Path {
 	p.dots[format.BF16] = []dotKernel{{2, dotBF16x2AVX2}, {1, dotBF16x1AVX2}}
 	p.dots[format.Int8] = []dotKernel{{2, dotI8x2AVX2}, {1, dotI8x1AVX2}}
 	p.dots[format.Int4] = []dotKernel{{2, dotI4x2AVX2}, {1, dotI4x1AVX2}}
+	p.rows = [...]func(*dotArgs){format.FP16: dotRowsF16AVX2, format.BF16: dotRowsBF16AVX2, format.Int8: dotRowsI8AVX2}
 	p.widen[format.FP32] = genericWidenF32
 	p.widen[format.FP16] = widenF16AVX2
 	p.widen[format.BF16] = widenBF16AVX2
@@ -59,11 +62,14 @@ func avx512Path() *Path {
 	p.exactTiles = []tileKernel{{6, exactTilex6AVX512}, {3, exactTilex3AVX512}, {1, exactTilex1AVX512}}
 	p.intTiles = []tileKernel{{12, intTilex12AVX512}, {8, intTilex8AVX512}, {4, intTilex4AVX512}, {2, intTilex2AVX512}, {1, intTilex1AVX512}}
 	p.step = stepAVX512
+	p.peakFloat = func(n int) { peakFloatAVX512(peakRounds(n, 16)) }
+	p.peakInt = func(n int) { peakIntAVX512(peakRounds(n, 32)) }
 	p.dots[format.FP32] = []dotKernel{{2, dotF32x2AVX512}, {1, dotF32x1AVX512}}
 	p.dots[format.FP16] = []dotKernel{{4, dotF16x4AVX512}, {2, dotF16x2AVX512}, {1, dotF16x1AVX512}}
 	p.dots[format.BF16] = []dotKernel{{4, dotBF16x4AVX512}, {2, dotBF16x2AVX512}, {1, dotBF16x1AVX512}}
 	p.dots[format.Int8] = []dotKernel{{2, dotI8x2AVX512}, {1, dotI8x1AVX512}}
 	p.dots[format.Int4] = []dotKernel{{2, dotI4x2AVX512}, {1, dotI4x1AVX512}}
+	p.rows = [...]func(*dotArgs){format.FP16: dotRowsF16AVX512, format.BF16: dotRowsBF16AVX512, format.Int8: dotRowsI8AVX512}
 	return p
 }
 

@@ -41,6 +41,15 @@ func dotI8x2AVX2(a *dotArgs)
 func dotI4x2AVX2(a *dotArgs)
 
 //go:noescape
+func dotRowsF16AVX2(a *dotArgs)
+
+//go:noescape
+func dotRowsBF16AVX2(a *dotArgs)
+
+//go:noescape
+func dotRowsI8AVX2(a *dotArgs)
+
+//go:noescape
 func floatTilex6AVX2(a *tileArgs)
 
 //go:noescape
@@ -138,3 +147,9 @@ func step1AVX2(c *float32, ld uintptr, v *float32, h *float32, n int, coef *[9]f
 
 //go:noescape
 func streamReadAVX2(b *byte, n int) uint64
+
+//go:noescape
+func peakFloatAVX2(rounds int)
+
+//go:noescape
+func peakIntAVX2(rounds int)

@@ -47,6 +47,15 @@ func dotF16x4AVX512(a *dotArgs)
 func dotBF16x4AVX512(a *dotArgs)
 
 //go:noescape
+func dotRowsF16AVX512(a *dotArgs)
+
+//go:noescape
+func dotRowsBF16AVX512(a *dotArgs)
+
+//go:noescape
+func dotRowsI8AVX512(a *dotArgs)
+
+//go:noescape
 func floatTilex12AVX512(a *tileArgs)
 
 //go:noescape
@@ -90,3 +99,9 @@ func step4AVX512(c *float32, ld uintptr, v *float32, h *float32, n int, coef *[9
 
 //go:noescape
 func step1AVX512(c *float32, ld uintptr, v *float32, h *float32, n int, coef *[9]float32)
+
+//go:noescape
+func peakFloatAVX512(rounds int)
+
+//go:noescape
+func peakIntAVX512(rounds int)

@@ -16,7 +16,8 @@ type Scratch struct {
 	tile  tileArgs
 	scale scaleArgs
 
-	sc []float32 // dots: scales of four rows
+	sc []float32 // dots: scales of four rows, or of rowsRun
+	y  []float32 // dots: results of rowsRun rows
 	w  []float32 // tiles: packed weights
 	ws []float32 // tiles: scales of packed weights
 	c  []float32 // tiles: results
@@ -39,6 +40,8 @@ func (p *Path) mul(m *Matrix, dst []float32, ldd int, a *Acts, r0, r1 int, s *Sc
 	case r0 >= r1 || a.n == 0:
 	case a.tiles:
 		p.mulTiles(m, dst, ldd, a, r0, r1, s, add)
+	case a.n == 1:
+		p.mulOne(m, dst, a, r0, r1, s, add)
 	default:
 		p.mulDots(m, dst, ldd, a, r0, r1, s, add)
 	}
@@ -109,23 +112,29 @@ func (p *Path) setDot(m *Matrix, a *Acts, s *Scratch, r, r1, i, n int) {
 	p.setScales(m, a, s, r, r1)
 	for v := range n {
 		c := &s.scale
-		c.out = unsafe.Pointer(&s.sc[4*v*a.lds])
+		c.out, c.totals = unsafe.Pointer(&s.sc[4*v*a.lds]), unsafe.Pointer(&d.out[4*v]) // what int4 kernels add their results to
 		c.s = unsafe.Pointer(&a.s[(i+v)*a.lds])
 		c.sums = unsafe.Pointer(&a.sums[(i+v)*a.lds])
-		if m.Enc.Asymmetric {
-			p.scalesOffsets(c)
-		} else {
-			p.scales(c)
-		}
-		copy(d.out[4*v:], c.total[:]) // what int4 kernels add their results to
+		p.runScales(m, c)
 	}
 }
+
+func (p *Path) runScales(m *Matrix, c *scaleArgs) {
+	if m.Enc.Asymmetric {
+		p.scalesOffsets(c)
+	} else {
+		p.scales(c)
+	}
+}
+
+// wholeScales reports whether the scales operation needs no tails for rows of so many groups.
+func (p *Path) wholeScales(groups int) bool { return p.scaleLanes == 0 || groups%p.scaleLanes == 0 }
 
 // setScales points the scales operation to four rows from r.
 func (p *Path) setScales(m *Matrix, a *Acts, s *Scratch, r, r1 int) {
 	c := &s.scale
 	groups := m.Enc.Groups(m.Cols)
-	c.n, c.ld = uintptr(groups), uintptr(4*a.lds)
+	c.n, c.ld, c.quads = uintptr(groups), uintptr(4*a.lds), 1
 	for j := range c.scales {
 		at := 2 * min(r+j, r1-1) * groups
 		c.scales[j] = unsafe.Pointer(&m.Scales[at])
@@ -133,7 +142,7 @@ func (p *Path) setScales(m *Matrix, a *Acts, s *Scratch, r, r1 int) {
 			c.offsets[j] = unsafe.Pointer(&m.Mins[at])
 		}
 	}
-	if p.scaleLanes == 0 || groups%p.scaleLanes == 0 {
+	if p.wholeScales(groups) {
 		return
 	}
 	c.setTails(0, &c.scales, p.scaleLanes)

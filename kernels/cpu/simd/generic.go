@@ -2,6 +2,7 @@ package simd
 
 import (
 	"encoding/binary"
+	"runtime"
 
 	"xlstm/format"
 )
@@ -20,6 +21,8 @@ func genericPath() *Path {
 		intTiles:      []tileKernel{{1, genericIntTile1}},
 		transpose:     genericTranspose,
 		streamRead:    genericStreamRead,
+		peakFloat:     func(n int) { runtime.KeepAlive(genericPeak(n)) },
+		peakInt:       func(n int) { runtime.KeepAlive(genericPeakInt(n)) },
 		vectorOps:     genericVectorOps,
 	}
 	p.dots[format.FP32] = []dotKernel{{1, genericDotF32}}

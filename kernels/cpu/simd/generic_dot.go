@@ -124,15 +124,18 @@ func genericScalesOffsets(a *scaleArgs) { genericScale(a, &a.offsets) }
 func genericScale(a *scaleArgs, offsets *[4]unsafe.Pointer) {
 	n := int(a.n)
 	s, sums := unsafe.Slice((*float32)(a.s), n), unsafe.Slice((*float32)(a.sums), n)
-	for r := range a.scales {
+	totals := unsafe.Slice((*float32)(a.totals), 4*a.quads)
+	for r := range totals {
+		behind := r / 4 * 4 * 2 * n // of the first four rows
 		out := unsafe.Slice((*float32)(unsafe.Add(a.out, r*int(a.ld))), n)
-		scale, offset := unsafe.Slice((*byte)(a.scales[r]), 2*n), unsafe.Slice((*byte)(offsets[r]), 2*n)
+		scale := unsafe.Slice((*byte)(unsafe.Add(a.scales[r%4], behind)), 2*n)
+		offset := unsafe.Slice((*byte)(unsafe.Add(offsets[r%4], behind)), 2*n)
 		total := float32(0)
 		for g := range out {
 			out[g] = s[g] * half(binary.LittleEndian.Uint16(scale[2*g:]))
 			total += sums[g] * half(binary.LittleEndian.Uint16(offset[2*g:]))
 		}
-		a.total[r] = total
+		totals[r] = total
 	}
 }
 

@@ -14,6 +14,7 @@ type Path struct {
 
 	dots          [format.Int4 + 1][]dotKernel                            // by kind; descending numbers of vectors, the last takes one
 	quantize      func(row []int16, scales, sums, x []float32, block int) // see genericQuantize
+	rows          [format.Int4]func(*dotArgs)                             // of one vector: see mulRows; nil or missing where there is none
 	permute       func(row []int16)                                       // see genericPermute
 	scales        func(a *scaleArgs)                                      // with the scales as offsets
 	scalesOffsets func(a *scaleArgs)
@@ -27,6 +28,8 @@ type Path struct {
 	transpose  func(dst, src *byte, ld uintptr, n, rows int) // 32-bit units: dst[u*tileRows+r] = src[r][u]
 
 	streamRead func(b []byte) uint64
+	peakFloat  func(operations int)
+	peakInt    func(operations int)
 	vectorOps
 }
 
@@ -62,6 +65,10 @@ type dotArgs struct {
 	fifteen uint32    // 15 in each half
 	index   [16]int32 // which of the next scales belongs to each 4 nibbles of a row's word
 	masks   [16]int32 // mask, a word each
+
+	// Of the kernels of one vector, which go over successive rows from w[0]:
+	quads   uintptr        // rows / 4
+	results unsafe.Pointer // float32 [rows]
 }
 
 // setInt4 fills what int4 needs of n and block.
@@ -93,18 +100,21 @@ type tileArgs struct {
 	lds    uintptr        // bytes between the scales of vectors
 }
 
-// scaleArgs are the arguments of the scales operation on four rows: out[r][g] = scales[r][g]*s[g], and total[r] = the sum over g
-// of offsets[r][g]*sums[g], where the offsets may be the scales themselves. The assembly knows the offsets of its fields.
+// scaleArgs are the arguments of the scales operation on quads times four rows: out[r][g] = scales[r][g]*s[g], and totals[r] = the
+// sum over g of offsets[r][g]*sums[g], where the offsets may be the scales themselves. Every fourth row of scales and of offsets
+// follows the one before without a gap. The assembly knows the offsets of its fields.
 type scaleArgs struct {
-	scales  [4]unsafe.Pointer // float16
+	scales  [4]unsafe.Pointer // float16, of the first four rows
 	offsets [4]unsafe.Pointer // float16: minimums, where there are any
 	out     unsafe.Pointer    // float32
 	ld      uintptr           // bytes between rows of out
 	n       uintptr           // groups
 	s       unsafe.Pointer    // float32 scales of the vector's blocks, zero from n to the next multiple of 16
 	sums    unsafe.Pointer    // float32, likewise
-	total   [4]float32
-	tails   [2][4][16]uint16 // scales and offsets from the last multiple of Path.scaleLanes on, then zeros
+	totals  unsafe.Pointer    // float32
+	quads   uintptr           // 1 where n is not a multiple of Path.scaleLanes
+	done    uintptr           // the assembly's count
+	tails   [2][4][16]uint16  // scales and offsets from the last multiple of Path.scaleLanes on, then zeros
 }
 
 // setTails copies the last groups of part which (0 scales, 1 offsets), rows of n groups, for kernels that take lanes at a time.

@@ -26,6 +26,8 @@ const (
 	dotFifteen = 172
 	dotIndex   = 176
 	dotMasks   = 240
+	dotQuads   = 304
+	dotResults = 312
 )
 
 func dots() {
@@ -42,6 +44,7 @@ func dots() {
 		dotFloat("F16", 4, 2)
 		dotFloat("BF16", 4, 2)
 	}
+	rowKernels()
 }
 
 // dotState is what the dot kernels have in common: four rows, n vectors.
@@ -108,30 +111,54 @@ func load(base Register, disp int) GPVirtual {
 	return r
 }
 
-// dotFloat: 32 values of each row a round, size bytes each.
+// dotFloat: 32 values of each row a round, size bytes each. Even and odd vectors of each round have sums of their own, which
+// gives two chains of additions a row and vector; where registers are too few for that, two rows go after the other two.
 func dotFloat(name string, vectors, size int) {
 	d := newDot(name, vectors)
+	together := 4
+	if vectors > 2 || !wide && vectors > 1 {
+		together = 2
+	}
 	d.accumulators()
+	odd := make([][]VecVirtual, together)
+	for r := range odd {
+		odd[r] = vecs(vectors)
+	}
 	x := vecs(vectors)
 	i := GP64()
-	XORQ(i, i)
-	Label("loop")
-	for at := 0; at < 32; at += lanes() {
-		for v := range x {
-			VMOVUPS(Mem{Base: d.x[v], Index: i, Scale: 4, Disp: 4 * at}, x[v])
+	for first := 0; first < 4; first += together {
+		l := label(first)
+		for r := range odd {
+			zero(odd[r]...)
 		}
-		for r := range d.w {
-			w := vec()
-			loadFloats(name, Mem{Base: d.w[r], Index: i, Scale: uint8(size), Disp: size * at}, w)
+		XORQ(i, i)
+		Label(l("loop"))
+		for at := 0; at < 32; at += lanes() {
 			for v := range x {
-				VFMADD231PS(x[v], w, d.acc[r][v])
+				VMOVUPS(Mem{Base: d.x[v], Index: i, Scale: 4, Disp: 4 * at}, x[v])
+			}
+			for r := range odd {
+				w := vec()
+				loadFloats(name, Mem{Base: d.w[first+r], Index: i, Scale: uint8(size), Disp: size * at}, w)
+				for v := range x {
+					acc := d.acc[first+r][v]
+					if at/lanes()%2 == 1 {
+						acc = odd[r][v]
+					}
+					VFMADD231PS(x[v], w, acc)
+				}
+			}
+		}
+		d.prefetch(2 * size * together / 4)
+		ADDQ(Imm(32), i)
+		CMPQ(i, d.n)
+		JB(LabelRef(l("loop")))
+		for r := range odd {
+			for v := range x {
+				VADDPS(odd[r][v], d.acc[first+r][v], d.acc[first+r][v])
 			}
 		}
 	}
-	d.prefetch(2 * size)
-	ADDQ(Imm(32), i)
-	CMPQ(i, d.n)
-	JB(LabelRef("loop"))
 	d.finish(false)
 }
 
@@ -374,12 +401,7 @@ func (k *int4State) part(tail bool, half int) {
 	for r := range k.w {
 		q := k.q
 		k.loadNibbles(Mem{Base: k.w[r], Disp: 32 * half}, tail, half, q[3])
-		k.and(k.low, q[3], q[0])
-		VPSRLW(Imm(4), q[3], q[1])
-		k.and(k.low, q[1], q[1])
-		VPSRLW(Imm(8), q[3], q[2])
-		k.and(k.low, q[2], q[2])
-		VPSRLW(Imm(12), q[3], q[3])
+		k.spread(q)
 		for v := range k.x {
 			sum := k.sum[v]
 			if wide {
@@ -399,10 +421,31 @@ func (k *int4State) part(tail bool, half int) {
 				index = k.tmp
 				VMOVUPS(Mem{Base: k.args, Disp: dotIndex + 32*half}, index)
 			}
-			VPERMPS(k.nextScale(v, r), index, k.tmp)
+			permuteScales(k.nextScale(v, r), index, k.tmp)
 			VFMADD231PS(sum, k.tmp, k.acc[r][v])
 		}
 	}
+}
+
+// permuteScales brings the next scales, at most four, to their lanes. In AVX-512 they are loaded alone: a load of a whole vector
+// would cross two lines nearly always.
+func permuteScales(next Mem, index, to VecVirtual) {
+	if !wide {
+		VPERMPS(next, index, to)
+		return
+	}
+	VBROADCASTF32X4(next, to)
+	VPERMPS(to, index, to)
+}
+
+// spread takes the words of q[3] apart into their nibbles.
+func (k *int4State) spread(q []VecVirtual) {
+	k.and(k.low, q[3], q[0])
+	VPSRLW(Imm(4), q[3], q[1])
+	k.and(k.low, q[1], q[1])
+	VPSRLW(Imm(8), q[3], q[2])
+	k.and(k.low, q[2], q[2])
+	VPSRLW(Imm(12), q[3], q[3])
 }
 
 func (k *int4State) and(a, b, to VecVirtual) {

@@ -46,11 +46,13 @@ func main() {
 		gates()
 		step()
 		stream()
+		peaks()
 	case "avx512":
 		wide = true
 		dots()
 		tiles()
 		step()
+		peaks()
 	default:
 		check(errors.New("-target must be avx2 or avx512"))
 	}

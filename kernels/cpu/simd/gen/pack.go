@@ -154,11 +154,13 @@ const (
 	scaleN       = 80
 	scaleS       = 88
 	scaleSums    = 96
-	scaleTotal   = 104
-	scaleTails   = 120
+	scaleTotals  = 104
+	scaleQuads   = 112
+	scaleDone    = 120
+	scaleTails   = 128
 )
 
-// scales multiplies the scales of four rows with those of a vector, lanes() groups a round, and sums the products of offsets. The
+// scales multiplies the scales of four rows at a time with those of a vector, lanes() groups a round, and sums the products of offsets. The
 // groups behind the last whole round stand in the tails.
 func scales(offsets bool) {
 	name := "scales"
@@ -170,17 +172,17 @@ func scales(offsets bool) {
 	out, n, s, sums := load(args, scaleOut), load(args, scaleN), load(args, scaleS), load(args, scaleSums)
 	var from, offset [4]Register
 	for r := range from {
-		from[r] = load(args, scaleScales+8*r)
+		from[r] = GP64()
 	}
 	if offsets { // few registers: offsets' pointers are read each time
 		offset[0] = GP64()
 	}
 	acc := vecs(4)
-	zero(acc...)
-	i, whole := GP64(), GP64()
-	XORQ(i, i)
+	i, whole, ahead := GP64(), GP64(), GP64()
 	MOVQ(n, whole)
 	ANDQ(I8(-lanes()), whole)
+	XORQ(ahead, ahead)
+	MOVQ(ahead, Mem{Base: args, Disp: scaleDone})
 	round := func(tail bool) {
 		x, sum, row := vec(), vec(), GP64()
 		VMOVUPS(Mem{Base: s, Index: i, Scale: 4}, x)
@@ -192,6 +194,7 @@ func scales(offsets bool) {
 				VCVTPH2PS(Mem{Base: args, Disp: scaleTails + 32*r}, w)
 			} else {
 				VCVTPH2PS(Mem{Base: from[r], Index: i, Scale: 2}, w)
+				PREFETCHT1(Mem{Base: from[r], Index: i, Scale: 2, Disp: 4096})
 			}
 			VMULPS(x, w, y)
 			VMOVUPS(y, Mem{Base: row})
@@ -203,11 +206,19 @@ func scales(offsets bool) {
 				VCVTPH2PS(Mem{Base: args, Disp: scaleTails + 128 + 32*r}, w)
 			case offsets:
 				MOVQ(Mem{Base: args, Disp: scaleOffsets + 8*r}, offset[0])
+				ADDQ(ahead, offset[0])
 				VCVTPH2PS(Mem{Base: offset[0], Index: i, Scale: 2}, w)
 			}
 			VFMADD231PS(w, sum, acc[r])
 		}
 	}
+	Label("quad")
+	for r := range from {
+		MOVQ(Mem{Base: args, Disp: scaleScales + 8*r}, from[r])
+		ADDQ(ahead, from[r])
+	}
+	zero(acc...)
+	XORQ(i, i)
 	CMPQ(i, whole)
 	JE(LabelRef("tail"))
 	Label("loop")
@@ -220,7 +231,19 @@ func scales(offsets bool) {
 	JE(LabelRef("done"))
 	round(true)
 	Label("done")
-	VMOVUPS(sum4(acc), Mem{Base: args, Disp: scaleTotal})
+	at, done := GP64(), Mem{Base: args, Disp: scaleDone}
+	MOVQ(done, at)
+	SHLQ(Imm(4), at)
+	ADDQ(Mem{Base: args, Disp: scaleTotals}, at)
+	VMOVUPS(sum4(acc), Mem{Base: at})
+	MOVQ(Mem{Base: args, Disp: scaleLd}, at)
+	LEAQ(Mem{Base: out, Index: at, Scale: 4}, out)
+	LEAQ(Mem{Base: ahead, Index: n, Scale: 8}, ahead)
+	MOVQ(done, at)
+	INCQ(at)
+	MOVQ(at, done)
+	CMPQ(at, Mem{Base: args, Disp: scaleQuads})
+	JB(LabelRef("quad"))
 	VZEROUPPER()
 	RET()
 }
