@@ -9,6 +9,7 @@ import (
 	"github.com/klauspost/cpuid/v2"
 	"github.com/spf13/cobra"
 
+	"xlstm/format"
 	"xlstm/kernels"
 	"xlstm/kernels/cpu"
 	"xlstm/quantize"
@@ -29,7 +30,8 @@ func newBench(a *app) *cobra.Command {
 		Short: "Measure how fast prompts are read and text is generated",
 		Long: `Measure how fast prompts are read and text is generated, and beside each measurement the rate at which this machine reads
 the same weights and does nothing else, before and after: generating reads every weight once a token, so that this is its
-limit, and the share of it that is reached says more than a rate. Each measurement is repeated; medians count.
+limit, and the share of it that is reached says more than a rate. On a GPU the rate is that at which it copies its own memory.
+Each measurement is repeated; medians count.
 With --synthetic a model of a known shape and random weights, held in memory, takes the place of a file.`,
 		Example: `  xlstm bench model.xlstm
   xlstm bench --synthetic 7b --recipe int8
@@ -54,7 +56,7 @@ With --synthetic a model of a known shape and random weights, held in memory, ta
 	f.IntVar(&b.repeat, "repeat", 5, "how often each measurement is made")
 	f.IntVar(&b.batch, "batch", 1, "sequences that generate together")
 	f.BoolVar(&b.asJSON, "json", false, "print all measurements as JSON")
-	e.registerCPU(cmd)
+	e.register(cmd)
 	mustComplete(cmd, "synthetic", shapeNames())
 	mustComplete(cmd, "recipe", quantize.RecipeNames())
 	return cmd
@@ -88,33 +90,36 @@ func (b *benchFlags) check(cmd *cobra.Command, args int) error {
 }
 
 // bench measures a file, or a synthetic model.
-func (a *app) bench(ctx context.Context, model string, b benchFlags, e engineFlags) (err error) {
-	var w cpu.Weights
+func (a *app) bench(ctx context.Context, model string, b benchFlags, e engineFlags) error {
 	r := benchReport{Model: model, Prompt: b.prompt, Generate: b.generate, Batch: b.batch}
+	m := &measurement{app: a, report: &r, flags: b}
+	var f *format.File
+	var err error
 	if b.synthetic != "" {
-		if w, err = a.synthesize(ctx, b.synthetic, b.recipe); err != nil {
-			return err
-		}
-		r.Model, r.Recipe = "synthetic "+b.synthetic, b.recipe
-	} else {
-		f, err := a.openFile(ctx, model)
+		recipe, err := quantize.ParseRecipe(b.recipe)
 		if err != nil {
 			return err
 		}
+		r.Model, r.Recipe = "synthetic "+b.synthetic, b.recipe
+		c := shapes[b.synthetic]()
+		m.describe(&c, format.Specs(&c, recipe.Encoding))
+	} else {
+		if f, err = a.openFile(ctx, model); err != nil {
+			return err
+		}
 		defer f.Close()
-		w, r.Recipe = f, f.Recipe()
+		r.Recipe = f.Recipe()
+		m.describe(f.Config(), tensorSpecs(f))
 	}
-	engine, err := cpu.Open(w, cpu.Options{Workers: e.threads})
+	if gpuWanted(e.where) {
+		err = a.benchGPU(m, f, e)
+	} else {
+		err = a.benchCPU(ctx, m, f, e)
+	}
 	if err != nil {
-		return fmt.Errorf("%s: %w", r.Model, err)
+		return err
 	}
-	defer engine.Close()
-	r.CPU, r.Threads = cpuid.CPU.BrandName, threadsOf(e)
-	r.StateBytes = 4 * int64(w.Config().StateFloats())
-	m := &measurement{app: a, report: &r, flags: b, engine: engine, vocab: w.Config().VocabSize, weights: readPerToken(w)}
-	for _, part := range m.weights {
-		r.WeightBytes += int64(len(part))
-	}
+	defer m.engine.Close()
 	if err := m.run(ctx); err != nil {
 		return err
 	}
@@ -123,6 +128,34 @@ func (a *app) bench(ctx context.Context, model string, b benchFlags, e engineFla
 		return a.printJSON(&r)
 	}
 	a.printBench(&r)
+	return nil
+}
+
+// tensorSpecs are the tensors of a file without their values.
+func tensorSpecs(f *format.File) (specs []format.TensorSpec) {
+	for _, t := range f.Tensors() {
+		specs = append(specs, format.TensorSpec{Name: t.Name, Encoding: t.Encoding, Rows: t.Rows, Cols: t.Cols})
+	}
+	return specs
+}
+
+// benchCPU makes the CPU's engine of f, or of a synthetic model where f is nil.
+func (a *app) benchCPU(ctx context.Context, m *measurement, f *format.File, e engineFlags) error {
+	var w cpu.Weights = f
+	if f == nil {
+		synthetic, err := a.synthesize(ctx, m.flags.synthetic, m.flags.recipe)
+		if err != nil {
+			return err
+		}
+		w = synthetic
+	}
+	engine, err := cpu.Open(w, cpu.Options{Workers: e.threads})
+	if err != nil {
+		return fmt.Errorf("%s: %w", m.report.Model, err)
+	}
+	m.report.Device, m.report.Threads = cpuid.CPU.BrandName, threadsOf(e)
+	m.report.Limit = "reading"
+	m.engine, m.weights, m.bandwidth = engine, readPerToken(w), m.readRate
 	return nil
 }
 
@@ -138,24 +171,29 @@ type series struct {
 type benchReport struct {
 	Model       string  `json:"model"`
 	Recipe      string  `json:"recipe"`
-	CPU         string  `json:"cpu"`
-	Threads     int     `json:"threads"`
+	Device      string  `json:"device"`
+	Threads     int     `json:"threads,omitempty"` // of a CPU
+	Limit       string  `json:"limit"`             // what the bandwidth is of: reading the weights, or copying on a GPU
 	WeightBytes int64   `json:"weight_bytes_read_per_token"`
 	StateBytes  int64   `json:"state_bytes_per_sequence"` // read and written once a token
-	Bandwidth   series  `json:"read_bandwidth"`
+	Bandwidth   series  `json:"bandwidth"`
 	Prompt      int     `json:"prompt_tokens"`
 	PromptRate  *series `json:"prompt_rate,omitempty"`
 	Generate    int     `json:"generated_tokens"`
 	Batch       int     `json:"batch"`
 	Rate        *series `json:"generation_rate,omitempty"`
 	Weights     *series `json:"generation_weight_bandwidth,omitempty"`
-	Share       *series `json:"generation_share_of_read_bandwidth,omitempty"` // the mean of those just before and after
+	Share       *series `json:"generation_share_of_bandwidth,omitempty"` // the mean of those just before and after
 }
 
 func (a *app) printBench(r *benchReport) {
-	a.printf("%s, %s, %d threads of %s\n", r.Model, r.Recipe, r.Threads, r.CPU)
+	device := r.Device
+	if r.Threads > 0 {
+		device = fmt.Sprintf("%d threads of %s", r.Threads, device)
+	}
+	a.printf("%s, %s, %s\n", r.Model, r.Recipe, device)
 	a.printf("%s of weights read a token, %s of state a sequence\n", size(r.WeightBytes), size(r.StateBytes))
-	a.printf("%-10s %8.1f GB/s  (%.1f to %.1f)\n", "reading", r.Bandwidth.Median/1e9, r.Bandwidth.Least/1e9, r.Bandwidth.Most/1e9)
+	a.printf("%-10s %8.1f GB/s  (%.1f to %.1f)\n", r.Limit, r.Bandwidth.Median/1e9, r.Bandwidth.Least/1e9, r.Bandwidth.Most/1e9)
 	if p := r.PromptRate; p != nil {
 		a.printf("%-10s %8s tokens/s  (%s to %s), %d tokens\n", "prompt", rate(p.Median), rate(p.Least), rate(p.Most), r.Prompt)
 	}
@@ -164,7 +202,7 @@ func (a *app) printBench(r *benchReport) {
 		if r.Batch > 1 {
 			a.printf(" of %d sequences together", r.Batch)
 		}
-		a.printf("; %.1f GB/s of weights, %.1f%% of reading\n", r.Weights.Median/1e9, 100*r.Share.Median)
+		a.printf("; %.1f GB/s of weights, %.1f%% of %s\n", r.Weights.Median/1e9, 100*r.Share.Median, r.Limit)
 	}
 }
 

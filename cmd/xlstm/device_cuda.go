@@ -8,6 +8,7 @@ import (
 	"xlstm/format"
 	"xlstm/kernels"
 	"xlstm/kernels/cuda"
+	"xlstm/quantize"
 )
 
 // handOver has nothing to do: this is the program that has the CUDA engine.
@@ -41,6 +42,32 @@ func (a *app) openGPU(f *format.File, e engineFlags) (kernels.Engine, error) {
 		return nil, fmt.Errorf("%s: %w", f.Path(), err)
 	}
 	return engine, nil
+}
+
+// benchGPU makes a GPU's engine of f, or of a synthetic model where f is nil.
+func (a *app) benchGPU(m *measurement, f *format.File, e engineFlags) error {
+	state, err := cuda.ParseStateType(e.state)
+	if err != nil {
+		return err
+	}
+	o := cuda.Options{Device: e.where.index, State: state, Progress: a.lateBar("loading", bytesUnit)}
+	var engine *cuda.Engine
+	if f != nil {
+		engine, err = cuda.Open(f, o)
+	} else {
+		var recipe *quantize.Recipe
+		if recipe, err = quantize.ParseRecipe(m.flags.recipe); err != nil {
+			return err
+		}
+		engine, err = cuda.Synthetic(shapes[m.flags.synthetic](), recipe.Encoding, o)
+	}
+	a.closeBars()
+	if err != nil {
+		return fmt.Errorf("%s: %w", m.report.Model, err)
+	}
+	m.report.Device, m.report.Limit = engine.Name(), "copying"
+	m.engine, m.bandwidth = engine, engine.CopyRate
+	return nil
 }
 
 // gpuWanted reports whether an engine for d is to be a GPU's.

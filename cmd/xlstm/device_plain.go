@@ -76,5 +76,10 @@ func (a *app) openGPU(*format.File, engineFlags) (kernels.Engine, error) {
 	return nil, errors.New("this program has no CUDA engine")
 }
 
+// benchGPU cannot be reached either.
+func (a *app) benchGPU(*measurement, *format.File, engineFlags) error {
+	return errors.New("this program has no CUDA engine")
+}
+
 // gpuWanted reports whether an engine for d is to be a GPU's.
 func gpuWanted(d device) bool { return d.kind == "cuda" }

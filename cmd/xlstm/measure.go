@@ -21,8 +21,21 @@ type measurement struct {
 	flags   benchFlags
 	engine  kernels.Engine
 	vocab   int
-	weights [][]byte // that a token reads
+	weights [][]byte // that a token reads, on a CPU
 	sink    atomic.Uint64
+	// bandwidth measures the limit, for at least the given time, in bytes a second.
+	bandwidth func(ctx context.Context, least time.Duration) (float64, error)
+}
+
+// describe notes what a token reads of a model with these tensors: all but the embedding, of which it reads one row.
+func (m *measurement) describe(c *format.Config, tensors []format.TensorSpec) {
+	m.vocab = c.VocabSize
+	m.report.StateBytes = 4 * int64(c.StateFloats())
+	for _, t := range tensors {
+		if t.Name != format.TensorEmbed {
+			m.report.WeightBytes += t.Size()
+		}
+	}
 }
 
 // readPerToken lists the stored bytes that generating a token reads: every tensor but the embedding, of which it reads one row.
@@ -125,9 +138,9 @@ func (m *measurement) prompt(ctx context.Context, state kernels.State, logits []
 	return time.Since(start).Seconds(), err
 }
 
-// bandwidth reads the weights with as many threads as the engine has, at least once and for at least the given time, and
+// readRate reads the weights with as many threads as the engine has, at least once and for at least the given time, and
 // returns bytes a second.
-func (m *measurement) bandwidth(ctx context.Context, least time.Duration) (float64, error) {
+func (m *measurement) readRate(ctx context.Context, least time.Duration) (float64, error) {
 	const chunk = 4 << 20
 	var chunks [][]byte
 	for _, part := range m.weights {
