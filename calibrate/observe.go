@@ -1,8 +1,6 @@
 package calibrate
 
 import (
-	"math"
-
 	"gonum.org/v1/gonum/blas"
 	"gonum.org/v1/gonum/blas/blas32"
 
@@ -78,18 +76,4 @@ func (e *outputError) relative() float64 {
 		return 0
 	}
 	return e.diff / e.whole
-}
-
-// rmsNorm replaces each of the vectors x, [n, d], by x / sqrt(mean(x^2) + eps): the norm before the head, whose weight is folded.
-func rmsNorm(x []float32, d int, eps float64) {
-	for ; len(x) > 0; x = x[d:] {
-		sum := 0.0
-		for _, v := range x[:d] {
-			sum += float64(v) * float64(v)
-		}
-		scale := 1 / math.Sqrt(sum/float64(d)+eps)
-		for i, v := range x[:d] {
-			x[i] = float32(float64(v) * scale)
-		}
-	}
 }
