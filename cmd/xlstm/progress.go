@@ -28,6 +28,7 @@ func (a *app) newBar(what string, total int64, unit string) *bar {
 		options = append(options, progressbar.OptionShowIts(), progressbar.OptionSetItsString(unit))
 	}
 	b.p = progressbar.NewOptions64(total, options...)
+	b.p.StartWithoutRender() // else its clock starts with the first progress, and the first rate is beyond belief
 	a.bars = append(a.bars, b)
 	return b
 }
