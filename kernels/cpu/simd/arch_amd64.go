@@ -56,7 +56,7 @@ func avx2Path() *Path {
 func avx512Path() *Path {
 	p := avx2Path()
 	p.name = "avx512"
-	p.scales, p.scalesOffsets, p.scaleLanes = scalesAVX512, scalesOffsetsAVX512, 16
+	p.scales, p.scalesOffsets, p.scaleLanes = scalesAVX512, scalesOffsetsAVX512, 0
 	p.tileRows = 32
 	p.floatTiles = []tileKernel{{12, floatTilex12AVX512}, {8, floatTilex8AVX512}, {4, floatTilex4AVX512}, {2, floatTilex2AVX512}, {1, floatTilex1AVX512}}
 	p.exactTiles = []tileKernel{{6, exactTilex6AVX512}, {3, exactTilex3AVX512}, {1, exactTilex1AVX512}}

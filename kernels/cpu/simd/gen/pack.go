@@ -161,7 +161,7 @@ const (
 )
 
 // scales multiplies the scales of four rows at a time with those of a vector, lanes() groups a round, and sums the products of offsets. The
-// groups behind the last whole round stand in the tails.
+// groups behind the last whole round are loaded through a mask in AVX-512, and stand in the tails in AVX2.
 func scales(offsets bool) {
 	name := "scales"
 	if offsets {
@@ -183,6 +183,28 @@ func scales(offsets bool) {
 	ANDQ(I8(-lanes()), whole)
 	XORQ(ahead, ahead)
 	MOVQ(ahead, Mem{Base: args, Disp: scaleDone})
+	// halves widens the next values; in the tail only what is there of them.
+	mask := K()
+	if wide {
+		// 1<<(n%16) - 1, by clearing what is above the lowest bits of ones.
+		bits, ones := GP32(), GP32()
+		MOVL(n.As32(), bits)
+		ANDL(Imm(15), bits)
+		MOVL(I32(-1), ones)
+		BZHIL(bits, ones, ones)
+		KMOVW(ones, mask)
+	}
+	halves := func(tail bool, disp int, from Mem, to VecVirtual) {
+		switch {
+		case tail && wide:
+			VMOVDQU16_Z(from, mask, to.AsY())
+			VCVTPH2PS(to.AsY(), to)
+		case tail:
+			VCVTPH2PS(Mem{Base: args, Disp: scaleTails + disp}, to)
+		default:
+			VCVTPH2PS(from, to)
+		}
+	}
 	round := func(tail bool) {
 		x, sum, row := vec(), vec(), GP64()
 		VMOVUPS(Mem{Base: s, Index: i, Scale: 4}, x)
@@ -190,10 +212,8 @@ func scales(offsets bool) {
 		LEAQ(Mem{Base: out, Index: i, Scale: 4}, row)
 		for r := range from {
 			y, w := vec(), vec()
-			if tail {
-				VCVTPH2PS(Mem{Base: args, Disp: scaleTails + 32*r}, w)
-			} else {
-				VCVTPH2PS(Mem{Base: from[r], Index: i, Scale: 2}, w)
+			halves(tail, 32*r, Mem{Base: from[r], Index: i, Scale: 2}, w)
+			if !tail {
 				PREFETCHT1(Mem{Base: from[r], Index: i, Scale: 2, Disp: 4096})
 			}
 			VMULPS(x, w, y)
@@ -201,13 +221,10 @@ func scales(offsets bool) {
 			if r < 3 {
 				ADDQ(Mem{Base: args, Disp: scaleLd}, row)
 			}
-			switch {
-			case offsets && tail:
-				VCVTPH2PS(Mem{Base: args, Disp: scaleTails + 128 + 32*r}, w)
-			case offsets:
+			if offsets {
 				MOVQ(Mem{Base: args, Disp: scaleOffsets + 8*r}, offset[0])
 				ADDQ(ahead, offset[0])
-				VCVTPH2PS(Mem{Base: offset[0], Index: i, Scale: 2}, w)
+				halves(tail, 128+32*r, Mem{Base: offset[0], Index: i, Scale: 2}, w)
 			}
 			VFMADD231PS(w, sum, acc[r])
 		}
