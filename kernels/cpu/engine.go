@@ -168,6 +168,8 @@ func (l *loader) matrix(name string, rows, cols int) simd.Matrix {
 	if l.err != nil {
 		return simd.Matrix{}
 	}
+	_, mapped := l.w.(*format.File)
+	advise(t.Data, mapped)
 	return simd.Matrix{Enc: t.Encoding, Rows: rows, Cols: cols, Values: t.Values(), Scales: t.Scales(), Mins: t.Mins()}
 }
 
