@@ -51,7 +51,8 @@ func New(cfg *format.Config, tok *tokenizer.Tokenizer, engine kernels.Engine, fi
 	return m, nil
 }
 
-// Open opens a converted file and makes an engine for it, which may use the file's mapping until it is closed.
+// Open opens a converted file and makes an engine for it, which may use the file's mapping until it is closed. Errors name the
+// file; those of engine are returned as they are.
 func Open(path string, engine func(*format.File) (kernels.Engine, error)) (m *Model, err error) {
 	f, err := format.Open(path)
 	if err != nil {
@@ -59,21 +60,21 @@ func Open(path string, engine func(*format.File) (kernels.Engine, error)) (m *Mo
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(fmt.Errorf("%s: %w", path, err), f.Close())
+			err = errors.Join(err, f.Close())
 		}
 	}()
 	var tok *tokenizer.Tokenizer
 	if section := f.Tokenizer(); len(section) > 0 {
 		if tok, err = tokenizer.Load(section); err != nil {
-			return nil, err
+			return nil, fmt.Errorf("%s: %w", path, err)
 		}
 	}
 	e, err := engine(f)
 	if err != nil {
-		return nil, err
+		return nil, err // names the file itself
 	}
 	if m, err = New(f.Config(), tok, e, f.Fingerprint()); err != nil {
-		return nil, errors.Join(err, e.Close())
+		return nil, errors.Join(fmt.Errorf("%s: %w", path, err), e.Close())
 	}
 	m.closers = append(m.closers, f.Close)
 	return m, nil
