@@ -2,7 +2,7 @@
 # make demo       converts, checks and runs a model that is in the repository
 # make test       everything that has to hold before a commit
 # make fuzz       each fuzz test for a short while; FUZZTIME=10m for longer
-# make bench      benchmarks
+# make bench      benchmarks, then the CPU engine's ratios beside their committed baselines
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.7.0
 FUZZTIME    ?= 10s
@@ -43,6 +43,7 @@ fuzz:
 
 bench:
 	go test -run '^$$' -bench '$(BENCH)' -benchtime 2s ./...
+	go run ./scripts/benchguard
 
 clean:
 	rm -rf bin
