@@ -113,7 +113,7 @@ type scaleArgs struct {
 	sums    unsafe.Pointer    // float32, likewise
 	totals  unsafe.Pointer    // float32
 	quads   uintptr           // 1 where n is not a multiple of Path.scaleLanes
-	done    uintptr           // the assembly's count
+	_       uintptr           // the assembly's count
 	tails   [2][4][16]uint16  // scales and offsets from the last multiple of Path.scaleLanes on, then zeros
 }
 
