@@ -31,6 +31,7 @@ lint:
 test: lint
 	$(if $(RACE),,@echo "no C compiler: tests run without the race detector")
 	go test $(RACE) -timeout 12m ./...
+	go test -run 'TestMetrics|TestQuantize$$' ./scripts/benchguard ./cmd/xlstm
 	CGO_ENABLED=0 GOARCH=arm64 go build ./...
 
 # go test takes one fuzz test at a time.

@@ -17,6 +17,9 @@ import (
 const calibrationText = testdata + "/books-calibrate.txt"
 
 func TestQuantize(t *testing.T) {
+	if raceEnabled {
+		t.Skip("some minutes under the race detector")
+	}
 	dir := t.TempDir()
 	file := func(name string) string { return filepath.Join(dir, name) }
 	must(t, "convert", demoDir, "-o", file("fp32.xlstm"), "--recipe", "fp32")

@@ -42,8 +42,8 @@ func TestBaseline(t *testing.T) {
 
 // TestMetrics runs every loop once, so that each is known to work on every path.
 func TestMetrics(t *testing.T) {
-	if testing.Short() {
-		t.Skip("some seconds")
+	if testing.Short() || raceEnabled {
+		t.Skip("some seconds, and minutes under the race detector")
 	}
 	for _, m := range metrics() {
 		if ratio := m.measure(1); !(ratio > 0) {
