@@ -1,11 +1,12 @@
 # make            builds bin/xlstm
 # make demo       converts, checks and runs a model that is in the repository
 # make test       everything that has to hold before a commit
-# make fuzz       each fuzz test for a short while; FUZZTIME=10m for longer
+# make fuzz       each fuzz test for some thousand inputs; FUZZTIME=10m for longer
 # make bench      benchmarks, then the CPU engine's ratios beside their committed baselines
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.7.0
-FUZZTIME    ?= 10s
+# A number of inputs: with a time, go test now and then reports the end of the time as a failure.
+FUZZTIME    ?= 5000x
 BENCH       ?= .
 
 # The race detector needs a C compiler. Where there is none, tests run without it, and the output says so.
