@@ -153,7 +153,7 @@ func (a *app) openOriginal(ctx context.Context, name string, e engineFlags) (*or
 	if info, serr := os.Stat(name); serr == nil && !info.IsDir() {
 		err = a.openOriginalFile(ctx, o, name, e)
 	} else {
-		err = openOriginalCheckpoint(o, name)
+		err = openOriginalCheckpoint(o, name, e)
 	}
 	if err != nil {
 		o.close()
@@ -180,13 +180,13 @@ func (a *app) openOriginalFile(ctx context.Context, o *original, name string, e 
 	return nil
 }
 
-func openOriginalCheckpoint(o *original, name string) error {
+func openOriginalCheckpoint(o *original, name string, e engineFlags) error {
 	c, err := openCheckpoint(name)
 	if err != nil {
 		return err
 	}
 	o.closers = []func() error{c.Close}
-	o.logits, o.logitsBy = oracle.New(c, oracle.Options{}).NewSession(), "the independent implementation, from the checkpoint's own tensors"
+	o.logits, o.logitsBy = oracle.New(c, oracle.Options{Workers: e.threads}).NewSession(), "the independent implementation, from the checkpoint's own tensors"
 	o.weights, err = convert.FromCheckpoint(c)
 	return err
 }

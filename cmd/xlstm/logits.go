@@ -73,7 +73,7 @@ func (a *app) logits(ctx context.Context, model string, l logitsFlags, e engineF
 	var f follower
 	var closeIt func() error
 	if l.oracle != "" {
-		f, closeIt, err = a.openOracle(l.oracle)
+		f, closeIt, err = a.openOracle(l.oracle, e)
 	} else {
 		f, closeIt, err = a.openFollower(ctx, model, e)
 	}

@@ -123,12 +123,12 @@ func (a *app) openFollower(ctx context.Context, name string, e engineFlags) (fol
 }
 
 // openOracle opens a checkpoint to compute its own logits.
-func (a *app) openOracle(dir string) (follower, func() error, error) {
+func (a *app) openOracle(dir string, e engineFlags) (follower, func() error, error) {
 	c, err := openCheckpoint(dir)
 	if err != nil {
 		return nil, nil, err
 	}
-	return oracle.New(c, oracle.Options{}).NewSession(), c.Close, nil
+	return oracle.New(c, oracle.Options{Workers: e.threads}).NewSession(), c.Close, nil
 }
 
 func isDir(name string) bool {

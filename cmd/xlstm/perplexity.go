@@ -184,7 +184,7 @@ func (a *app) compare(ctx context.Context, names []string, all []opened, ids []i
 	if info, serr := os.Stat(p.against); serr == nil && !info.IsDir() {
 		ref, closeRef, err = a.openFollower(ctx, p.against, e)
 	} else {
-		ref, closeRef, err = a.openOracle(p.against)
+		ref, closeRef, err = a.openOracle(p.against, e)
 	}
 	if err != nil {
 		return err
@@ -217,6 +217,9 @@ func (a *app) compare(ctx context.Context, names []string, all []opened, ids []i
 
 func scoreText(s runtime.Score, r runtime.Run) string {
 	how := fmt.Sprintf("%d windows of %d", r.Sequences, r.Window)
+	if r.Sequences == 1 {
+		how = fmt.Sprintf("one window of %d", r.Window)
+	}
 	if r.Stream {
 		how = "one stream"
 	}

@@ -148,7 +148,11 @@ func planMemory(name string, c *format.Config, budget int64, sequences int) (*me
 
 func (a *app) printPlan(p *memoryPlan) {
 	each := p.States / int64(p.Sequences)
-	a.printf("%s in %s, %d sequences at a time, on the CPU\n\n", p.Model, size(p.Memory), p.Sequences)
+	together := fmt.Sprintf("%d sequences", p.Sequences)
+	if p.Sequences == 1 {
+		together = "one sequence"
+	}
+	a.printf("%s in %s, %s at a time, on the CPU\n\n", p.Model, size(p.Memory), together)
 	w := tabwriter.NewWriter(a.out, 0, 8, 2, ' ', 0)
 	fmt.Fprintf(w, "states\t%s\t(%s a sequence, whatever its length)\n", size(p.States), size(each))
 	fmt.Fprintf(w, "working memory\t%s\t\n", size(p.Working))
