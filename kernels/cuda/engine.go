@@ -31,6 +31,8 @@ type Options struct {
 	HalfFrom int
 	// NoLibrary keeps the engine from using cuBLASLt where it is found.
 	NoLibrary bool
+	// Prompts is the arithmetic of prompts with int8 weights of one scale a row.
+	Prompts PromptMath
 }
 
 // DefaultPiece is how many tokens pass through the blocks together.
@@ -57,7 +59,9 @@ type Engine struct {
 	sms    int
 	shared int // bytes of shared memory that a block can have
 	early  bool
-	half   bool // activations of prompts are fp16, else float32
+	half   bool         // activations of prompts are fp16, else float32
+	ints   blockProduct // of prompts, that are computed in int8
+	due    *matArg      // whose product in buf.wide is still to be added to the residual stream
 	shape  stateShape
 
 	weights cu.DevicePtr
@@ -179,6 +183,7 @@ func open(w Weights, o Options, fill func(*Engine, Weights, []placed) error) (e 
 		return e, fmt.Errorf("load weights onto %s: %w", e.name, err)
 	}
 	e.link(tensors)
+	e.chooseInts()
 	return e, e.few()
 }
 
@@ -253,7 +258,7 @@ func (e *Engine) Library() int {
 func kernelNames() []string {
 	names := []string{"gemv_f32", "gemv_f16", "gemv_i8", "gemm_f32", "gemm_f16", "gemm_i8", "gemm_i8g", "gemm_i4",
 		"reduce_splits", "gate_scan", "scores", "embed", "rms_norm", "head_gate", "swiglu", "gates_many", "add_bias", "log_prob", "state_copy",
-		"dequant", "bf16_to_fp16", "fill", "sample"}
+		"dequant", "add_norm", "head_gate_i8", "swiglu_i8", "rescale", "bf16_to_fp16", "fill", "sample"}
 	for _, g := range []string{"32", "64", "128"} {
 		names = append(names, "gemv_i8g"+g, "gemv_i4g"+g, "gemv_i4g"+g+"a")
 	}
@@ -362,6 +367,12 @@ func (e *Engine) pass(batch []kernels.Step, p *pass) error {
 	if p.tokens <= fewTokens && p.recurrent == len(p.pieces) && len(p.pieces) == p.tokens && e.some.ok[p.tokens] {
 		return e.decode(batch, p)
 	}
+	if a, b, ok := halves(p); ok && e.blocks[0].gateUp.enc == encI4 && e.some.ok[a.tokens] && e.some.ok[b.tokens] {
+		if err := e.decode(batch, a); err != nil {
+			return err
+		}
+		return e.decode(batch, b)
+	}
 	return e.prompt(batch, p)
 }
 
@@ -377,6 +388,7 @@ func (e *Engine) Close() error {
 		err = driver.Sync(e.stream)
 	}
 	e.some.close()
+	e.buf.dropGraphs()
 	if e.lt != nil {
 		e.lt.Close()
 	}
