@@ -169,15 +169,10 @@ __device__ __forceinline__ uint32_t hmul2(uint32_t a, uint32_t b) {
   return r;
 }
 
-__device__ __forceinline__ void prefetchL2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
-
-// bar meets the 8 warps of one half of a block.
-__device__ __forceinline__ void bar(int id) { asm volatile("bar.sync %0, 256;" ::"r"(id) : "memory"); }
-
 // The chunkwise form, 512 threads, fp16 inputs and float32 sums. The first 8 warps have C, MT 16-row tiles each, and compute the next
-// state while the others read out of the one before it, which is in shared memory as fp16. With two stages one barrier a chunk is enough:
-// after it the chunk's tokens and C are there to be read, and what the chunk before used is free.
-// Shared memory: (Q | K | V | scan) x stages | C [dk, VS] x stages | den [64] | red [32].
+// state while the others read out of the one before it, which is in shared memory as fp16. Two barriers a chunk: after the first its
+// tokens and C are there to be read, after the second they are free and the denominators are complete.
+// Shared memory: (Q | K | V | scan) x stages | C [dk, VS] | den [64] | red [32].
 template <class T, int MT>
 __device__ __forceinline__ void chunkwise(const ChunkArgs& ca) {
   const CellArgs& a = ca.c;
@@ -197,9 +192,9 @@ __device__ __forceinline__ void chunkwise(const ChunkArgs& ca) {
   const float2* info = (const float2*)a.chunkInfo + chunk0;
 
   const int tileBytes = CHUNK * QS * 2, stageBytes = 2 * tileBytes + CHUNK * VS * 2 + CHUNK * 16, two = ca.stages == 2;
-  __half* Cs0 = (__half*)(smem + ca.stages * stageBytes);
-  float* den = (float*)(Cs0 + ca.stages * dk * VS);
-  float* red = den + CHUNK;  // [8] of warps, then what undoes the scale of C, by stage
+  __half* Cs = (__half*)(smem + ca.stages * stageBytes);
+  float* den = (float*)(Cs + dk * VS);
+  float* red = den + CHUNK;  // [8] of warps, then what undoes the scale of C
 
   const __half* qkvo = (const __half*)a.qkvo;
   const int rowChunks = dk / 8;
@@ -241,20 +236,6 @@ __device__ __forceinline__ void chunkwise(const ChunkArgs& ca) {
     cpCommit();
   };
   fetch(0, 0);
-  // What a chunk needs comes into the L2 cache two chunks before it is fetched; the slices of a head share the work for Q and K.
-  const int lines = (dk + 63) / 64, share = (CHUNK * 2 * lines + a.slices - 1) / a.slices;
-  auto ahead = [&](int at) {
-    if (tid < share) {
-      int i = slice * share + tid, r = i / (2 * lines), o = i % (2 * lines);
-      if (r < CHUNK && at + r < pc.len)
-        prefetchL2(qkvo + (size_t)(pc.tok + at + r) * a.ld + head * dk + (o < lines ? o * 64 : a.qkDim + (o - lines) * 64));
-    } else if (tid >= 512 - CHUNK) {
-      int r = tid - (512 - CHUNK);
-      if (at + r < pc.len) prefetchL2(qkvo + (size_t)(pc.tok + at + r) * a.ld + 2 * a.qkDim + head * a.dv + slice * SLICE);
-    }
-  };
-  ahead(CHUNK);
-  ahead(2 * CHUNK);
 
   // A warp's rows of C are the 16-row tiles from warp*MT; tile column 4 is n.
   float c[MT][5][4];
@@ -271,7 +252,7 @@ __device__ __forceinline__ void chunkwise(const ChunkArgs& ca) {
     if (lane == 0) red[warp] = top;
   };
   // C as fp16 for the read-out, scaled down by a power of two where it would not fit; leaves the factor that undoes it.
-  auto stageC = [&](int stage) {
+  auto stageC = [&]() {
     float top = 0.f, down = 1.f, up = 1.f;
 #pragma unroll
     for (int w = 0; w < 8; w++) top = fmaxf(top, red[w]);
@@ -280,8 +261,7 @@ __device__ __forceinline__ void chunkwise(const ChunkArgs& ca) {
       down = ldexpf(1.f, -e);
       up = ldexpf(1.f, e);
     }
-    if (tid == 0) red[8 + stage] = up;
-    __half* Cs = Cs0 + stage * dk * VS;
+    if (tid == 0) red[8] = up;
 #pragma unroll
     for (int i = 0; i < MT; i++)
 #pragma unroll
@@ -310,9 +290,9 @@ __device__ __forceinline__ void chunkwise(const ChunkArgs& ca) {
         c[i][4][2 * h + 1] = 0.f;
       }
     largest();
-    bar(2);
-    stageC(0);
   }
+  __syncthreads();
+  if (!reader) stageC();
 
   const int m0 = (warp & 3) * 16, right = warp >> 2;  // read-out: rows, and tile columns 0-2 or 3-4
   int stage = 0;
@@ -334,27 +314,33 @@ __device__ __forceinline__ void chunkwise(const ChunkArgs& ca) {
     cpWait<0>();
     __syncthreads();
     if (two && more) fetch(at + CHUNK, stage ^ 1);
-    ahead(at + 3 * CHUNK);
 
+    float num[3][4] = {}, floor0 = 0.f, floor1 = 0.f;
     if (reader) {
-      const __half* Cs = Cs0 + stage * dk * VS;
-      const float up = red[8 + stage];
-      float num[3][4] = {};
+      const float up = red[8];
       {
         const uint32_t qa = qs + ((m0 + (lane & 15)) * QS + (lane >> 4) * 8) * 2;
         const uint32_t cb = smemAddr(Cs) + ((lane & 15) * VS + right * 24 + (lane >> 4) * 8) * 2;
         const uint32_t c2 = smemAddr(Cs) + ((lane & 15) * VS + 16) * 2;
-#pragma unroll 4
-        for (int k = 0; k < dk; k += 16) {
-          uint32_t q[4], b[4], b2[2];
-          ldsm4(q, qa + k * 2);
-          ldsm4t(b, cb + k * VS * 2);
-          mma(num[0], q[0], q[1], q[2], q[3], b[0], b[1]);
-          mma(num[1], q[0], q[1], q[2], q[3], b[2], b[3]);
-          if (!right) {
-            ldsm2t(b2, c2 + k * VS * 2);
-            mma(num[2], q[0], q[1], q[2], q[3], b2[0], b2[1]);
-          }
+        // Operands are read a step ahead. The third tile column is the left warps' alone; to the others it does no harm.
+        uint32_t q[2][4], b[2][4], b2[2][2];
+        auto load = [&](int i, int k) {
+          ldsm4(q[i], qa + k * 2);
+          ldsm4t(b[i], cb + k * VS * 2);
+          ldsm2t(b2[i], c2 + k * VS * 2);
+        };
+        auto multiply = [&](int i) {
+          mma(num[0], q[i][0], q[i][1], q[i][2], q[i][3], b[i][0], b[i][1]);
+          mma(num[1], q[i][0], q[i][1], q[i][2], q[i][3], b[i][2], b[i][3]);
+          mma(num[2], q[i][0], q[i][1], q[i][2], q[i][3], b2[i][0], b2[i][1]);
+        };
+        load(0, 0);
+#pragma unroll 2
+        for (int k = 0; k < dk; k += 32) {
+          if (k + 16 < dk) load(1, k + 16);
+          multiply(0);
+          if (k + 32 < dk) load(0, k + 32);
+          if (k + 16 < dk) multiply(1);
         }
         float z0 = __expf(scan[m0 + g].x + inf.y) * up, z1 = __expf(scan[m0 + g + 8].x + inf.y) * up;
 #pragma unroll
@@ -367,19 +353,23 @@ __device__ __forceinline__ void chunkwise(const ChunkArgs& ca) {
       }
       // The chunk's own part. Tile column 4 of the values is a column of ones, so that it becomes the sum of the scores.
       const uint32_t ones = g == 0 ? 0x3c003c00u : 0u;
+      uint32_t b[2][4], b2[2][2];
+      auto load = [&](int j) {
+        ldsm4t(b[j & 1], va + (j * 16 * VS + right * 16) * 2);
+        if (!right) ldsm2t(b2[j & 1], vs + ((lane & 15) * VS + j * 16 * VS + 16) * 2);
+      };
+      load(0);
 #pragma unroll
       for (int j = 0; j < 4; j++)
         if (j <= (warp & 3)) {
-          uint32_t b[4];
+          if (j < 3) load(j + 1);
+          uint32_t(&v)[4] = b[j & 1];
           if (!right) {
-            ldsm4t(b, va + j * 16 * VS * 2);
-            mma(num[0], p[j].x, p[j].y, p[j].z, p[j].w, b[0], b[1]);
-            mma(num[1], p[j].x, p[j].y, p[j].z, p[j].w, b[2], b[3]);
-            ldsm4t(b, va + (j * 16 * VS + 16) * 2);
-            mma(num[2], p[j].x, p[j].y, p[j].z, p[j].w, b[0], b[1]);
+            mma(num[0], p[j].x, p[j].y, p[j].z, p[j].w, v[0], v[1]);
+            mma(num[1], p[j].x, p[j].y, p[j].z, p[j].w, v[2], v[3]);
+            mma(num[2], p[j].x, p[j].y, p[j].z, p[j].w, b2[j & 1][0], b2[j & 1][1]);
           } else {
-            ldsm4t(b, va + (j * 16 * VS + 16) * 2);
-            mma(num[0], p[j].x, p[j].y, p[j].z, p[j].w, b[2], b[3]);
+            mma(num[0], p[j].x, p[j].y, p[j].z, p[j].w, v[2], v[3]);
             mma(num[1], p[j].x, p[j].y, p[j].z, p[j].w, ones, ones);
           }
         }
@@ -387,8 +377,47 @@ __device__ __forceinline__ void chunkwise(const ChunkArgs& ca) {
         den[m0 + g] = num[1][0];
         den[m0 + g + 8] = num[1][2];
       }
-      bar(1);
-      const float floor0 = scan[m0 + g].z, floor1 = scan[m0 + g + 8].z;
+      floor0 = scan[m0 + g].z;
+      floor1 = scan[m0 + g + 8].z;
+    } else {  // the next state: values weighted by their part in it
+#pragma unroll
+      for (int i = 0; i < MT; i++)
+#pragma unroll
+        for (int j = 0; j < 5; j++)
+#pragma unroll
+          for (int e = 0; e < 4; e++) c[i][j][e] *= inf.x;
+#pragma unroll
+      for (int k = 0; k < CHUNK; k += 16) {
+        uint32_t b[2][4], q[MT][4];
+        ldsm4t(b[0], va + k * VS * 2);
+        ldsm4t(b[1], va + (k * VS + 16) * 2);
+#pragma unroll
+        for (int i = 0; i < MT; i++) {
+          int r = (warp * MT + i) * 16;
+          if (r < dk) ldsm4t(q[i], ks + ((k + (lane & 7) + (lane >> 4) * 8) * QS + r + ((lane >> 3) & 1) * 8) * 2);
+        }
+        __half2 h0 = __floats2half2_rn(scan[k + t2].w, scan[k + t2 + 1].w), h1 = __floats2half2_rn(scan[k + t2 + 8].w, scan[k + t2 + 9].w);
+        const uint32_t w0 = *(uint32_t*)&h0, w1 = *(uint32_t*)&h1;
+#pragma unroll
+        for (int j = 0; j < 2; j++)
+#pragma unroll
+          for (int e = 0; e < 4; e++) b[j][e] = hmul2(b[j][e], e & 1 ? w1 : w0);
+        const uint32_t n0 = g == 0 ? w0 : 0u, n1 = g == 0 ? w1 : 0u;
+#pragma unroll
+        for (int i = 0; i < MT; i++)
+          if ((warp * MT + i) * 16 < dk) {
+            mma(c[i][0], q[i][0], q[i][1], q[i][2], q[i][3], b[0][0], b[0][1]);
+            mma(c[i][1], q[i][0], q[i][1], q[i][2], q[i][3], b[0][2], b[0][3]);
+            mma(c[i][2], q[i][0], q[i][1], q[i][2], q[i][3], b[1][0], b[1][1]);
+            mma(c[i][3], q[i][0], q[i][1], q[i][2], q[i][3], b[1][2], b[1][3]);
+            mma(c[i][4], q[i][0], q[i][1], q[i][2], q[i][3], n0, n1);
+          }
+      }
+      if (more) largest();
+    }
+    __syncthreads();
+    if (more && !two) fetch(at + CHUNK, 0);
+    if (reader) {
 #pragma unroll
       for (int h = 0; h < 2; h++) {
         int r = m0 + g + 8 * h;
@@ -403,53 +432,11 @@ __device__ __forceinline__ void chunkwise(const ChunkArgs& ca) {
           }
         }
       }
-    } else {  // the next state: values weighted by their part in it
-#pragma unroll
-      for (int i = 0; i < MT; i++)
-#pragma unroll
-        for (int j = 0; j < 5; j++)
-#pragma unroll
-          for (int e = 0; e < 4; e++) c[i][j][e] *= inf.x;
-#pragma unroll
-      for (int k = 0; k < CHUNK; k += 16) {
-        __half2 h0 = __floats2half2_rn(scan[k + t2].w, scan[k + t2 + 1].w), h1 = __floats2half2_rn(scan[k + t2 + 8].w, scan[k + t2 + 9].w);
-        const uint32_t w0 = *(uint32_t*)&h0, w1 = *(uint32_t*)&h1;
-        uint32_t b[2][4];
-        ldsm4t(b[0], va + k * VS * 2);
-        ldsm4t(b[1], va + (k * VS + 16) * 2);
-#pragma unroll
-        for (int j = 0; j < 2; j++)
-#pragma unroll
-          for (int e = 0; e < 4; e++) b[j][e] = hmul2(b[j][e], e & 1 ? w1 : w0);
-        const uint32_t n0 = g == 0 ? w0 : 0u, n1 = g == 0 ? w1 : 0u;
-#pragma unroll
-        for (int i = 0; i < MT; i++) {
-          int r = (warp * MT + i) * 16;
-          if (r < dk) {
-            uint32_t q[4];
-            ldsm4t(q, ks + ((k + (lane & 7) + (lane >> 4) * 8) * QS + r + ((lane >> 3) & 1) * 8) * 2);
-            mma(c[i][0], q[0], q[1], q[2], q[3], b[0][0], b[0][1]);
-            mma(c[i][1], q[0], q[1], q[2], q[3], b[0][2], b[0][3]);
-            mma(c[i][2], q[0], q[1], q[2], q[3], b[1][0], b[1][1]);
-            mma(c[i][3], q[0], q[1], q[2], q[3], b[1][2], b[1][3]);
-            mma(c[i][4], q[0], q[1], q[2], q[3], n0, n1);
-          }
-        }
-      }
-      if (more) {
-        largest();
-        bar(2);
-        if (two) stageC(stage ^ 1);
-      }
+    } else if (more) {
+      stageC();
     }
     inf = next;
-    if (two) {
-      stage ^= 1;
-    } else if (more) {
-      __syncthreads();
-      fetch(at + CHUNK, 0);
-      if (!reader) stageC(0);
-    }
+    if (two) stage ^= 1;
   }
   if (!reader)
 #pragma unroll

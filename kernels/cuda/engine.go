@@ -43,26 +43,27 @@ const DefaultHalfFrom = 1024
 
 // Engine implements kernels.Engine on one GPU.
 type Engine struct {
-	cfg    *format.Config
-	opt    Options
-	dev    cu.Device
-	ctx    cu.CUContext
-	mod    cu.Module
-	fn     map[string]cu.Function
-	stream cu.Stream
-	copies cu.Stream // of states, beside a running Forward
-	side   cu.Stream // of the gates, beside the product that computes q, k, v and o
-	ready  cu.Event  // the residual stream is
-	gated  cu.Event  // the gates are done
-	lt     *driver.Lt
-	name   string
-	sms    int
-	shared int // bytes of shared memory that a block can have
-	early  bool
-	half   bool         // activations of prompts are fp16, else float32
-	ints   blockProduct // of prompts, that are computed in int8
-	due    *matArg      // whose product in buf.wide is still to be added to the residual stream
-	shape  stateShape
+	cfg       *format.Config
+	opt       Options
+	dev       cu.Device
+	ctx       cu.CUContext
+	mod       cu.Module
+	fn        map[string]cu.Function
+	stream    cu.Stream
+	copies    cu.Stream // of states, beside a running Forward
+	side      cu.Stream // of the gates, beside the product that computes q, k, v and o
+	ready     cu.Event  // the residual stream is
+	gated     cu.Event  // the gates are done
+	lt        *driver.Lt
+	name      string
+	sms       int
+	shared    int // bytes of shared memory that a block can have
+	early     bool
+	half      bool         // activations of prompts are fp16, else float32
+	ints      blockProduct // of prompts, that are computed in int8
+	due       *matArg      // whose product in buf.wide is still to be added to the residual stream
+	capturing bool         // nothing may wait for the device
+	shape     stateShape
 
 	weights cu.DevicePtr
 	embed   matArg
@@ -256,7 +257,7 @@ func (e *Engine) Library() int {
 
 // kernelNames are all kernels of the module.
 func kernelNames() []string {
-	names := []string{"gemv_f32", "gemv_f16", "gemv_i8", "gemm_f32", "gemm_f16", "gemm_i8", "gemm_i8g", "gemm_i4",
+	names := []string{"gemv_f32", "gemv_f16", "gemv_i8", "gemm_f32", "gemm_f16", "gemm_i8", "gemm_i8g", "gemm_i4", "gemm_i8_few", "gemm_i8g_few", "gemm_i4_few",
 		"reduce_splits", "gate_scan", "scores", "embed", "rms_norm", "head_gate", "swiglu", "gates_many", "add_bias", "log_prob", "state_copy",
 		"dequant", "add_norm", "head_gate_i8", "swiglu_i8", "rescale", "bf16_to_fp16", "fill", "sample"}
 	for _, g := range []string{"32", "64", "128"} {
@@ -366,12 +367,6 @@ func (e *Engine) Forward(ctx context.Context, batch []kernels.Step) error {
 func (e *Engine) pass(batch []kernels.Step, p *pass) error {
 	if p.tokens <= fewTokens && p.recurrent == len(p.pieces) && len(p.pieces) == p.tokens && e.some.ok[p.tokens] {
 		return e.decode(batch, p)
-	}
-	if a, b, ok := halves(p); ok && e.blocks[0].gateUp.enc == encI4 && e.some.ok[a.tokens] && e.some.ok[b.tokens] {
-		if err := e.decode(batch, a); err != nil {
-			return err
-		}
-		return e.decode(batch, b)
 	}
 	return e.prompt(batch, p)
 }

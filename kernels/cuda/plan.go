@@ -215,7 +215,7 @@ func gemvShared(w *matArg, n, limit int) (bytes int, split, ok bool) {
 func chunkShared(dk, stages int) int {
 	const vs = sliceWidth + 8
 	stage := 2*chunkLen*(dk+8)*2 + chunkLen*vs*2 + chunkLen*16
-	return stages*(stage+dk*vs*2) + 4*(chunkLen+32)
+	return stages*stage + dk*vs*2 + 4*(chunkLen+32)
 }
 
 // scoresShared is the shared memory of the kernel for a chunk's scores.
@@ -294,21 +294,6 @@ func arrange(pieces []piece, chunkwise bool) pass {
 		}
 	}
 	return p
-}
-
-// halves cuts a pass of single tokens that the decode kernels could take in two.
-func halves(p *pass) (a, b *pass, ok bool) {
-	n := len(p.pieces)
-	if n < 2 || n > fewTokens || p.tokens != n || p.recurrent != n {
-		return nil, nil, false
-	}
-	parts := [2]pass{}
-	for i, c := range p.pieces {
-		h := &parts[2*i/n]
-		c.tok = h.tokens
-		h.pieces, h.tokens, h.recurrent = append(h.pieces, c), h.tokens+1, h.recurrent+1
-	}
-	return &parts[0], &parts[1], true
 }
 
 // wanted is one token whose logits or log probability is asked for.

@@ -181,43 +181,6 @@ func TestStateShape(t *testing.T) {
 	}
 }
 
-// TestHalves: both halves have every piece once, in order, as the decode kernels take them.
-func TestHalves(t *testing.T) {
-	for n := 1; n <= fewTokens+1; n++ {
-		batch := make([]kernels.Step, n)
-		for i := range batch {
-			batch[i].Tokens = make([]int32, 1)
-		}
-		p := planPasses(batch, 100, true)[0]
-		a, b, ok := halves(&p)
-		if ok != (n > 1 && n <= fewTokens) {
-			t.Errorf("%d pieces: halves %v", n, ok)
-		}
-		if !ok {
-			continue
-		}
-		next := 0
-		for _, h := range []*pass{a, b} {
-			if h.tokens != len(h.pieces) || h.recurrent != h.tokens || h.tokens > (n+1)/2 {
-				t.Errorf("%d pieces: half %+v", n, h)
-			}
-			for i, c := range h.pieces {
-				if c.tok != i || c.step != next || c.len != 1 {
-					t.Errorf("%d pieces: %+v at place %d, expected step %d", n, c, i, next)
-				}
-				next++
-			}
-		}
-		if next != n {
-			t.Errorf("%d of %d pieces", next, n)
-		}
-	}
-	p := planPasses([]kernels.Step{{Tokens: make([]int32, 2)}, {Tokens: make([]int32, 1)}}, 100, true)[0]
-	if _, _, ok := halves(&p); ok {
-		t.Error("two tokens of one sequence were cut apart")
-	}
-}
-
 // TestPromptMath: names, and what they stand for.
 func TestPromptMath(t *testing.T) {
 	for _, name := range []string{"auto", "fp16", "int8"} {

@@ -33,6 +33,9 @@ func (e *Engine) inputType(w *matArg, n int) int32 {
 
 var gemmNames = map[int32]string{encF16: "gemm_f16", encI8: "gemm_i8", encI8G: "gemm_i8g", encI4: "gemm_i4"}
 
+// gemmFew is the number of tokens up to which it pays that no two warps take the same weights apart.
+const gemmFew = 32
+
 func (e *Engine) multiply(p *product) error {
 	if p.alpha == 0 {
 		p.alpha = 1
@@ -86,7 +89,7 @@ const (
 )
 
 // tunes says whether products of n tokens are common and long enough for that.
-func (e *Engine) tunes(n int) bool { return n >= tuneFrom && n == e.opt.Piece }
+func (e *Engine) tunes(n int) bool { return n >= tuneFrom && n == e.opt.Piece && !e.capturing }
 
 // tune measures proposals for q, into memory of its own where q adds to what is there. Without that memory it is not done.
 func (e *Engine) tune(q driver.Product) error {
@@ -165,7 +168,11 @@ func (e *Engine) multiplyOwn(p *product) error {
 		}
 		a.splits, a.y, a.ldy = int32(splits), e.buf.splits, p.w.rows
 	}
-	if err := e.launch(gemmNames[p.w.enc], g, 256, gemmShared(p.w.enc), unsafe.Pointer(&a), false); err != nil || splits == 1 {
+	name := gemmNames[p.w.enc]
+	if p.n <= gemmFew && p.w.enc != encF16 {
+		name += "_few"
+	}
+	if err := e.launch(name, g, 256, gemmShared(p.w.enc), unsafe.Pointer(&a), false); err != nil || splits == 1 {
 		return err
 	}
 	a.x, a.y, a.ldy = e.buf.splits, p.y, int32(p.ldy)

@@ -38,7 +38,7 @@ func (e *Engine) prompt(batch []kernels.Step, p *pass) error {
 // passKey is what the launches of a pass depend on.
 type passKey struct{ tokens, pieces, recurrent, chunks int }
 
-const maxGraphs = 64
+const maxGraphs = 16
 
 // submitOrReplay submits a pass; what comes a second time is captured as a graph. The first time makes buffers and measures algorithms,
 // which a capture cannot.
@@ -58,7 +58,10 @@ func (e *Engine) submitOrReplay(p *pass, bases, tokens, places uint64) error {
 	}
 	if g == nil {
 		var err error
-		if g, err = driver.Capture(e.stream, func() error { return e.submit(p, bases, tokens, places) }); err != nil {
+		e.capturing = true
+		g, err = driver.Capture(e.stream, func() error { return e.submit(p, bases, tokens, places) })
+		e.capturing = false
+		if err != nil {
 			return err
 		}
 		b.graphs[key] = g
