@@ -41,7 +41,7 @@ func (a *Acts) Cols() int { return a.cols }
 // Resize makes room for n vectors of cols values, for products with matrices in encoding enc. All n must be set after it.
 func (a *Acts) Resize(n, cols int, enc format.Encoding) {
 	a.n, a.cols, a.enc = n, cols, enc
-	a.tiles = n > SmallBatch
+	a.tiles = n > SmallBatch(enc)
 	switch enc.Kind {
 	case format.Int8, format.Int4:
 		a.block = enc.Group

@@ -19,7 +19,7 @@
 // integers over a block, which is exact, times scales in float32. The error of an activation is at most a 65278th of its block's
 // largest magnitude. The sums cannot overflow: 127 * 32639 * 256 < 2^31.
 //
-// Order of sums: up to SmallBatch vectors take the way of dot products, which reads each weight from memory once; more take the
+// Order of sums: up to SmallBatch vectors (16 or 32) take the way of dot products, which reads each weight from memory once; more take the
 // way of packed tiles. Within one way and one path, a result depends on its row and its vector alone, bit for bit: not on r0 and
 // r1, nor on n. Between ways and between paths results differ by float32 rounding of sums.
 //

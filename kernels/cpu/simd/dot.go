@@ -20,6 +20,7 @@ type Scratch struct {
 	y  []float32 // dots: results of rows
 	w  []float32 // tiles: packed weights
 	ws []float32 // tiles: scales of packed weights
+	rs []float32 // tiles: scales of rows
 	c  []float32 // tiles: results
 	t  []float32 // tiles: rows on their way into tiles
 	a  []float32 // Gemm: A transposed
