@@ -41,6 +41,9 @@ func dotI8x2AVX2(a *dotArgs)
 func dotI4x2AVX2(a *dotArgs)
 
 //go:noescape
+func dotI8One1AVX2(a *dotArgs)
+
+//go:noescape
 func floatTilex6AVX2(a *tileArgs)
 
 //go:noescape

@@ -53,6 +53,8 @@ const (
 	// which are made before: they, the vector and what is on its way share the first-level cache.
 	rowsRun    = 16
 	scaleBytes = 8 << 10
+	// oneBytes is the size of a vector of integers up to which one stream is read faster than four.
+	oneBytes = 8 << 10
 )
 
 // mulDots goes over the matrix in four streams, each a quarter of the rows. Rows are read from memory once: the second and further
@@ -64,18 +66,23 @@ func (p *Path) mulDots(m *Matrix, dst []float32, ldd int, a *Acts, r0, r1 int, s
 	if m.Enc.Kind == format.Int4 {
 		d.setInt4()
 	}
-	o := dotRows{m: m, dst: dst, ldd: ldd, acts: a, add: add, streams: 4}
+	o := dotRows{m: m, dst: dst, ldd: ldd, acts: a, add: add, wanted: 4, step: 1}
 	rows := (r1 - r0) / 4
+	if o.one = a.n == 1 && 2*a.cols <= oneBytes && p.dotKernel(m.Enc.Kind, 1).one != nil; o.one {
+		o.step = 4
+	}
 	run := p.rowsAtOnce(m, a)
 	for i := 0; i < rows; i += run {
 		for j := range o.first {
-			o.first[j] = r0 + j*rows + i
+			if o.first[j] = r0 + j*rows + i; o.one {
+				o.first[j] = r0 + 4*i + j
+			}
 		}
 		o.rows = min(run, rows-i)
 		p.runDots(&o, s)
 	}
-	o.streams, o.rows = (r1-r0)%4, 1
-	if o.streams == 0 {
+	o.wanted, o.rows, o.step, o.one = (r1-r0)%4, 1, 1, false
+	if o.wanted == 0 {
 		return
 	}
 	for j := range o.first {
@@ -85,16 +92,19 @@ func (p *Path) mulDots(m *Matrix, dst []float32, ldd int, a *Acts, r0, r1 int, s
 	p.runDots(&o, s)
 }
 
-// dotRows are successive rows of four streams, of which the first so many are wanted.
+// dotRows are rows of a matrix, four at a time: the first four, and how many rows on the next of each are. Of the four, the first
+// so many are wanted.
 type dotRows struct {
-	m       *Matrix
-	dst     []float32
-	ldd     int
-	acts    *Acts
-	add     bool
-	first   [4]int
-	rows    int
-	streams int
+	m      *Matrix
+	dst    []float32
+	ldd    int
+	acts   *Acts
+	add    bool
+	first  [4]int
+	step   int
+	rows   int // how many times four
+	wanted int
+	one    bool // in one stream
 }
 
 // rowsAtOnce is how many rows of each stream a kernel takes in one call. Where several calls share them, they have to stay in the
@@ -136,7 +146,11 @@ func (p *Path) runDots(o *dotRows, s *Scratch) {
 			}
 		}
 		p.setDot(o, s, i, k.n)
-		k.run(d)
+		if o.one {
+			k.one(d)
+		} else {
+			k.run(d)
+		}
 		s.store(o, i, k.n)
 		i += k.n
 		call++
@@ -185,7 +199,7 @@ func (p *Path) setDot(o *dotRows, s *Scratch, i, n int) {
 func (p *Path) setScales(o *dotRows, s *Scratch, i int, out []float32, n int, totals []float32) {
 	m, a, c := o.m, o.acts, &s.scale
 	groups := m.Enc.Groups(m.Cols)
-	c.n, c.ld, c.rows = uintptr(groups), uintptr(4*n*a.lds), uintptr(o.rows)
+	c.n, c.ld, c.rows, c.next = uintptr(groups), uintptr(4*n*a.lds), uintptr(o.rows), uintptr(2*groups*o.step)
 	c.out, c.totals = unsafe.Pointer(&out[0]), unsafe.Pointer(&totals[0])
 	c.s, c.sums = unsafe.Pointer(&a.s[i*a.lds]), unsafe.Pointer(&a.sums[i*a.lds])
 	for j := range c.scales {
@@ -216,20 +230,20 @@ func (s *Scratch) store(o *dotRows, i, n int) {
 	perRow := o.m.Enc.Kind == format.Int8 && o.m.Enc.Group == 0
 	for v := range n {
 		y := s.y[4*o.rows*v : 4*o.rows*(v+1)]
-		for j := range o.streams {
-			out := o.dst[(i+v)*o.ldd+o.first[j]:][:o.rows]
+		for j := range o.wanted {
+			out := o.dst[(i+v)*o.ldd+o.first[j]:][:(o.rows-1)*o.step+1]
 			if perRow {
-				for t := range out {
-					y[4*t+j] = float32(y[4*t+j] * o.m.rowScale(o.first[j]+t)) // no fusing with an addition
+				for t := range o.rows {
+					y[4*t+j] = float32(y[4*t+j] * o.m.rowScale(o.first[j]+t*o.step)) // no fusing with an addition
 				}
 			}
 			if o.add {
-				for t := range out {
-					out[t] += y[4*t+j]
+				for t := range o.rows {
+					out[t*o.step] += y[4*t+j]
 				}
 			} else {
-				for t := range out {
-					out[t] = y[4*t+j]
+				for t := range o.rows {
+					out[t*o.step] = y[4*t+j]
 				}
 			}
 		}

@@ -132,7 +132,7 @@ func genericScale(a *scaleArgs, offsets *[4]unsafe.Pointer) {
 	s, sums := unsafe.Slice((*float32)(a.s), n), unsafe.Slice((*float32)(a.sums), n)
 	totals := unsafe.Slice((*float32)(a.totals), 4*a.rows)
 	for i := range totals {
-		row := i / 4 * 2 * n
+		row := i / 4 * int(a.next)
 		out := unsafe.Slice((*float32)(unsafe.Add(a.out, i*int(a.ld))), n)
 		scale := unsafe.Slice((*byte)(unsafe.Add(a.scales[i%4], row)), 2*n)
 		offset := unsafe.Slice((*byte)(unsafe.Add(offsets[i%4], row)), 2*n)

@@ -32,11 +32,13 @@ type Path struct {
 	vectorOps
 }
 
-// dotKernel multiplies rows of four streams with n vectors, two streams at a time where paired is set.
+// dotKernel multiplies rows of four streams with n vectors, two streams at a time where paired is set. one, where there is one, does
+// the same with four rows of one stream.
 type dotKernel struct {
 	n      int
 	run    func(*dotArgs)
 	paired bool
+	one    func(*dotArgs)
 }
 
 // tileKernel multiplies a packed tile with n vectors.
@@ -99,10 +101,10 @@ type tileArgs struct {
 	lds    uintptr        // bytes between the scales of vectors
 }
 
-// scaleArgs are the arguments of the scales operation on successive rows of four streams: out[i][r][g] = scales[r][i][g]*s[g] for row i of
+// scaleArgs are the arguments of the scales operation on rows of four streams: out[i][r][g] = scales[r][i][g]*s[g] for row i of
 // stream r, and totals[i][r] = the sum over g of offsets[r][i][g]*sums[g], where the offsets may be the scales themselves. The assembly knows the offsets of its fields.
 type scaleArgs struct {
-	scales  [4]unsafe.Pointer // float16, of the streams' first rows; the next follow without a gap
+	scales  [4]unsafe.Pointer // float16, of the streams' first rows
 	offsets [4]unsafe.Pointer // float16: minimums, where there are any
 	out     unsafe.Pointer    // float32
 	ld      uintptr           // bytes between rows of out
@@ -112,6 +114,7 @@ type scaleArgs struct {
 	totals  unsafe.Pointer    // float32
 	rows    uintptr           // of each stream; 1 where n is not a multiple of Path.scaleLanes
 	_       uintptr           // the assembly's count
+	next    uintptr           // bytes between successive rows of a stream, of scales and of offsets
 	tails   [2][4][16]uint16  // scales and offsets from the last multiple of Path.scaleLanes on, then zeros
 }
 

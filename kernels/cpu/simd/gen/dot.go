@@ -46,10 +46,16 @@ func dots() {
 	if wide {
 		dotFloat("F16", 4)
 		dotFloat("BF16", 4)
-		dotInt8(4)
 		dotInt4(4)
 	}
+	oneStream = true
+	dotInt8(1)
+	oneStream = false
 }
+
+// oneStream makes kernels of one vector that go over one stream, row after row: where the vector leaves most of the first-level
+// cache to the stream, that is what the hardware follows best.
+var oneStream bool
 
 // dotState is what the dot kernels have in common.
 type dotState struct {
@@ -58,7 +64,8 @@ type dotState struct {
 	first int        // number of the first stream at work
 	x     rowPointers
 	i     Register       // values of the row that are done
-	acc   [][]VecVirtual // float sums [stream at work][vector]
+	sums  [][]VecVirtual // float sums [stream][vector], of the streams at work, or of four rows of one
+	acc   [][]VecVirtual // those of the rows at work
 	count int            // vectors
 	label func(string) string
 	local Mem // where the next rows begin; args keeps what Go's collector may look at
@@ -75,13 +82,22 @@ const (
 
 // newDot begins a kernel that works on so many streams together.
 func newDot(name string, vectors, together int) *dotState {
-	function(fmt.Sprintf("dot%sx%d", name, vectors), "func(a *dotArgs)")
+	kind := "x"
+	if oneStream {
+		kind, together = "One", 1
+	}
+	function(fmt.Sprintf("dot%s%s%d", name, kind, vectors), "func(a *dotArgs)")
 	d := &dotState{args: Load(Param("a"), GP64()), count: vectors}
 	d.w = make([]Register, together)
-	d.acc = make([][]VecVirtual, together)
 	for r := range d.w {
 		d.w[r] = GP64()
-		d.acc[r] = vecs(vectors)
+	}
+	d.sums = make([][]VecVirtual, together)
+	if oneStream {
+		d.sums = make([][]VecVirtual, 4)
+	}
+	for r := range d.sums {
+		d.sums[r] = vecs(vectors)
 	}
 	return d
 }
@@ -102,8 +118,13 @@ func (d *dotState) each(row func(), total func([]VecVirtual) VecVirtual, add boo
 	for d.first = 0; d.first < 4; d.first += len(d.w) {
 		first := d.first
 		d.label = func(name string) string { return fmt.Sprint(name, first) }
+		d.acc = d.sums
+		stream := d.first
+		if oneStream {
+			d.acc, stream = d.sums[d.first:d.first+1], 0
+		}
 		for r := range d.w {
-			MOVQ(d.local.Offset(localW+8*(d.first+r)), d.w[r])
+			MOVQ(d.local.Offset(localW+8*(stream+r)), d.w[r])
 		}
 		d.x = newRows(load(d.args, dotX), load(d.args, dotLdx), d.count)
 		for _, acc := range d.acc {
@@ -113,8 +134,14 @@ func (d *dotState) each(row func(), total func([]VecVirtual) VecVirtual, add boo
 		XORQ(d.i, d.i)
 		row()
 		for r := range d.w {
-			MOVQ(d.w[r], d.local.Offset(localW+8*(d.first+r)))
+			MOVQ(d.w[r], d.local.Offset(localW+8*(stream+r)))
 		}
+		if !oneStream {
+			d.store(total, add)
+		}
+	}
+	if oneStream {
+		d.acc = d.sums
 		d.store(total, add)
 	}
 	ADDQ(Imm(16), d.local.Offset(localResults))
@@ -128,7 +155,7 @@ func (d *dotState) each(row func(), total func([]VecVirtual) VecVirtual, add boo
 func (d *dotState) store(total func([]VecVirtual) VecVirtual, add bool) {
 	to := GP64()
 	MOVQ(d.local.Offset(localResults), to)
-	if len(d.w) == 4 {
+	if len(d.acc) == 4 {
 		for v := range d.count {
 			s := total([]VecVirtual{d.acc[0][v], d.acc[1][v], d.acc[2][v], d.acc[3][v]})
 			if add {
@@ -161,6 +188,11 @@ func (d *dotState) store(total func([]VecVirtual) VecVirtual, add bool) {
 // prefetch asks for lines ahead of each stream, into the second-level cache: the streams and the vectors would not stay in the
 // first together.
 func (d *dotState) prefetch(lines int) {
+	if oneStream {
+		// One line of four, for the hardware to follow across pages: prefetches of all would take the buffers that its own need.
+		PREFETCHT1(Mem{Base: d.w[0], Disp: 8192})
+		return
+	}
 	for r, w := range d.w {
 		ahead := load(d.args, dotAhead+8*(d.first+r))
 		for i := range lines {
@@ -254,8 +286,10 @@ func loadFloats(name string, from Mem, to VecVirtual) {
 func (d *dotState) scalePointers() rowPointers {
 	ld, base := load(d.args, dotLdsc), GP64()
 	MOVQ(d.local.Offset(localSc), base)
-	if d.first > 0 {
-		LEAQ(Mem{Base: base, Index: ld, Scale: uint8(d.first * d.count)}, base) // two streams, four vectors
+	if d.first > 0 { // two streams, four vectors, or one of both
+		skip := GP64()
+		IMUL3Q(Imm(uint64(d.first*d.count)), ld, skip)
+		ADDQ(skip, base)
 	}
 	return newRows(base, ld, len(d.w)*d.count)
 }
@@ -268,14 +302,11 @@ func (d *dotState) nextScales() {
 	}
 }
 
-// dotInt8: 64 values of each row a round, or what is left of a block; the integer sums of a block times its scale are added to the
+// dotInt8: some values of each row a round, then what is left of a block; the integer sums of a block times its scale are added to the
 // float32 sums. With two vectors AVX2 has not enough registers for both: the float32 sums are on the stack.
 func dotInt8(vectors int) {
-	together := 4
-	if vectors > 2 {
-		together = 2
-	}
-	d := newDot("I8", vectors, together)
+	d := newDot("I8", vectors, 4)
+	together := len(d.w)
 	spill := !wide && vectors > 1
 	var stack Mem
 	if spill {
@@ -289,6 +320,10 @@ func dotInt8(vectors int) {
 	sums := make([][]VecVirtual, together*chains)
 	for r := range sums {
 		sums[r] = vecs(vectors)
+	}
+	unit := 64 // values a round
+	if oneStream {
+		unit = 256
 	}
 	x := vecs(vectors)
 	d.each(func() {
@@ -328,16 +363,19 @@ func dotInt8(vectors int) {
 		}
 		MOVQ(end, left)
 		SUBQ(d.i, left)
-		SUBQ(Imm(64), left)
+		SUBQ(U32(unit), left)
 		JB(LabelRef(d.label("few")))
 		Label(d.label("loop"))
-		values(64)
-		SUBQ(Imm(64), left)
+		values(unit)
+		SUBQ(U32(unit), left)
 		JAE(LabelRef(d.label("loop")))
 		Label(d.label("few"))
-		ADDQ(Imm(64), left)
+		ADDQ(U32(unit), left)
 		JZ(LabelRef(d.label("scale")))
+		Label(d.label("rest"))
 		values(32)
+		SUBQ(Imm(32), left)
+		JNZ(LabelRef(d.label("rest")))
 		Label(d.label("scale"))
 		for r := range d.w {
 			for v := range x {

@@ -157,7 +157,8 @@ const (
 	scaleTotals  = 104
 	scaleRows    = 112
 	scaleDone    = 120
-	scaleTails   = 128
+	scaleNext    = 128
+	scaleTails   = 136
 )
 
 // scales multiplies the scales of four streams' rows at a time with those of a vector, lanes() groups a round, and sums the products of
@@ -255,7 +256,7 @@ func scales(offsets bool) {
 	VMOVUPS(sum4(acc), Mem{Base: at})
 	MOVQ(Mem{Base: args, Disp: scaleLd}, at)
 	LEAQ(Mem{Base: out, Index: at, Scale: 4}, out)
-	LEAQ(Mem{Base: ahead, Index: n, Scale: 2}, ahead)
+	ADDQ(Mem{Base: args, Disp: scaleNext}, ahead)
 	MOVQ(done, at)
 	INCQ(at)
 	MOVQ(at, done)
