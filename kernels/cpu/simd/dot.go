@@ -47,8 +47,10 @@ func (p *Path) mul(m *Matrix, dst []float32, ldd int, a *Acts, r0, r1 int, s *Sc
 }
 
 const (
-	// streamAhead is the distance in bytes between what is multiplied and what is prefetched, of each stream. It was measured.
-	streamAhead = 1536
+	// streamAhead is the distance in bytes between what is multiplied and what is prefetched, of each stream. It was measured, as was
+	// int4's, whose arithmetic takes longer.
+	streamAhead     = 1536
+	streamAheadInt4 = 4 << 10
 	// rowsRun is how many rows of each stream a kernel takes in one call at most; scaleBytes, about how large their scales may be,
 	// which are made before: they, the vector and what is on its way share the first-level cache.
 	rowsRun    = 16
@@ -127,6 +129,10 @@ func (p *Path) runDots(o *dotRows, s *Scratch) {
 	m, a, d := o.m, o.acts, &s.dot
 	rowBytes := m.rowBytes()
 	values := unsafe.Pointer(unsafe.SliceData(m.Values[:m.Rows*rowBytes]))
+	ahead := uintptr(streamAhead)
+	if m.Enc.Kind == format.Int4 {
+		ahead = streamAheadInt4
+	}
 	calls := 0
 	for i := 0; i < a.n; i += p.dotKernel(m.Enc.Kind, a.n-i).n {
 		calls++
@@ -136,7 +142,7 @@ func (p *Path) runDots(o *dotRows, s *Scratch) {
 		k := p.dotKernel(m.Enc.Kind, a.n-i)
 		for j := range d.w {
 			d.w[j] = unsafe.Add(values, o.first[j]*rowBytes)
-			d.ahead[j] = streamAhead
+			d.ahead[j] = ahead
 			if k.paired || calls > 1 {
 				// The next row. Calls share the asking for it.
 				d.ahead[j] = 0
