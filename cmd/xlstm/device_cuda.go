@@ -30,13 +30,27 @@ func describeGPUs() []deviceDescription {
 	return all
 }
 
+// gpuOptions are the options of an engine that the flags ask for.
+func (a *app) gpuOptions(e engineFlags) (cuda.Options, error) {
+	o := cuda.Options{Device: e.where.index}
+	var err error
+	if o.State, err = cuda.ParseStateType(e.state); err != nil {
+		return o, err
+	}
+	if o.Prompts, err = cuda.ParsePromptMath(e.promptMath); err != nil {
+		return o, err
+	}
+	o.Progress = a.lateBar("loading", bytesUnit)
+	return o, nil
+}
+
 // openGPU starts the engine of a GPU.
 func (a *app) openGPU(f *format.File, e engineFlags) (kernels.Engine, error) {
-	state, err := cuda.ParseStateType(e.state)
+	o, err := a.gpuOptions(e)
 	if err != nil {
 		return nil, err
 	}
-	engine, err := cuda.Open(f, cuda.Options{Device: e.where.index, State: state, Progress: a.lateBar("loading", bytesUnit)})
+	engine, err := cuda.Open(f, o)
 	a.closeBars()
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", f.Path(), err)
@@ -46,11 +60,10 @@ func (a *app) openGPU(f *format.File, e engineFlags) (kernels.Engine, error) {
 
 // benchGPU makes a GPU's engine of f, or of a synthetic model where f is nil.
 func (a *app) benchGPU(m *measurement, f *format.File, e engineFlags) error {
-	state, err := cuda.ParseStateType(e.state)
+	o, err := a.gpuOptions(e)
 	if err != nil {
 		return err
 	}
-	o := cuda.Options{Device: e.where.index, State: state, Progress: a.lateBar("loading", bytesUnit)}
 	var engine *cuda.Engine
 	if f != nil {
 		engine, err = cuda.Open(f, o)

@@ -59,6 +59,8 @@ func TestDeviceMisuse(t *testing.T) {
 		{"run", "demo", "-p", "x", "--device", "gpu"},
 		{"run", "demo", "-p", "x", "--device", "cpu", "--state", "bf16"},
 		{"run", "demo", "-p", "x", "--device", "cuda", "--state", "int8"},
+		{"run", "demo", "-p", "x", "--device", "cpu", "--prompt-math", "fp16"},
+		{"run", "demo", "-p", "x", "--device", "cuda", "--prompt-math", "bf16"},
 		{"devices", "now"},
 	} {
 		if status, _, stderr := call("", args...); status != 2 {

@@ -22,19 +22,25 @@ import (
 type engineFlags struct {
 	threads       int
 	device, state string
+	promptMath    string
 	where         device // set by check
 }
 
 // stateTypes are how a GPU can store states.
 var stateTypes = []string{"fp32", "bf16", "fp16"}
 
+// promptMaths are the arithmetic that a GPU can compute prompts of int8 files in.
+var promptMaths = []string{"auto", "fp16", "int8"}
+
 // register adds the flags of commands that run on any device.
 func (e *engineFlags) register(cmd *cobra.Command) {
 	e.registerCPU(cmd)
 	cmd.Flags().StringVar(&e.device, "device", "auto", "device to run on: auto (a GPU if there is one), cpu, cuda or cuda:N")
 	cmd.Flags().StringVar(&e.state, "state", "fp32", "how a GPU stores the states: fp32, bf16 or fp16")
+	cmd.Flags().StringVar(&e.promptMath, "prompt-math", "auto", "arithmetic of a GPU for prompts of int8 files: auto, fp16 or int8")
 	mustComplete(cmd, "device", []string{"auto", "cpu", "cuda"})
 	mustComplete(cmd, "state", stateTypes)
+	mustComplete(cmd, "prompt-math", promptMaths)
 }
 
 // registerCPU adds the flags of commands that run on the CPU alone.
@@ -51,19 +57,29 @@ func (e *engineFlags) check(cmd *cobra.Command) (err error) {
 	if e.where, err = parseDevice(e.device); err != nil {
 		return usagef(cmd, "--device: %w", err)
 	}
-	if cmd.Flags().Changed("state") {
-		if !slices.Contains(stateTypes, e.state) {
-			return usagef(cmd, "--state is %q, expected %s", e.state, strings.Join(stateTypes, ", "))
-		}
-		if e.where.kind == "cpu" {
-			return usagef(cmd, "--state is for GPUs: the CPU's states are fp32")
+	forGPU := []struct {
+		flag, value, onCPU string
+		known              []string
+	}{
+		{"state", e.state, "the CPU's states are fp32", stateTypes},
+		{"prompt-math", e.promptMath, "the CPU computes prompts as it does tokens", promptMaths},
+	}
+	for _, f := range forGPU {
+		switch {
+		case !cmd.Flags().Changed(f.flag):
+		case !slices.Contains(f.known, f.value):
+			return usagef(cmd, "--%s is %q, expected %s", f.flag, f.value, strings.Join(f.known, ", "))
+		case e.where.kind == "cpu":
+			return usagef(cmd, "--%s is for GPUs: %s", f.flag, f.onCPU)
 		}
 	}
 	if err := handOver(e.where); err != nil {
 		return err
 	}
-	if cmd.Flags().Changed("state") && !gpuWanted(e.where) {
-		return usagef(cmd, "--state is for GPUs, and there is none")
+	for _, f := range forGPU {
+		if cmd.Flags().Changed(f.flag) && !gpuWanted(e.where) {
+			return usagef(cmd, "--%s is for GPUs, and there is none", f.flag)
+		}
 	}
 	return nil
 }

@@ -14,11 +14,12 @@ const (
 	encI4
 )
 
-// Types of activations. xPerm is fp16 in the order in which packed integers are taken apart.
+// Types of activations. xPerm is fp16 in the order in which packed integers are taken apart, xI8 is int8 with one scale a token.
 const (
 	xF32 = iota
 	xF16
 	xPerm
+	xI8
 )
 
 // Prologues and epilogues of the kernels for few tokens.
@@ -103,12 +104,19 @@ type normArgs struct {
 	eps, scale                    float32
 }
 
+type intArgs struct {
+	w                                         matArg
+	acc, ts, x, y, ys, o, hw, hb              uint64
+	n, cols, ldx, ldy, ldo, heads, out, width int32
+	eps, scale                                float32
+}
+
 type gatesArgs struct {
 	w      matArg
 	x, y   uint64
 	n, ldx int32
 	eps    float32
-	_      int32
+	exact  int32
 }
 
 type logitArgs struct {

@@ -13,8 +13,8 @@ typedef uint64_t dptr;  // a device address, as the host passes it
 enum { ENC_F32 = 0, ENC_F16 = 1, ENC_I8 = 2, ENC_I8G = 3, ENC_I4 = 4 };
 
 // Element types of activations and states. X_PERM is fp16 with each 16 values ordered evens first, then odds: the order in
-// which packed integers are taken apart.
-enum { X_F32 = 0, X_F16 = 1, X_PERM = 2 };
+// which packed integers are taken apart. X_I8 is int8 with one scale a token.
+enum { X_F32 = 0, X_F16 = 1, X_PERM = 2, X_I8 = 3 };
 enum { ST_F32 = 0, ST_BF16 = 1, ST_F16 = 2 };
 
 // A weight matrix.

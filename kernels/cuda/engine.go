@@ -31,6 +31,8 @@ type Options struct {
 	HalfFrom int
 	// NoLibrary keeps the engine from using cuBLASLt where it is found.
 	NoLibrary bool
+	// Prompts is the arithmetic of prompts with int8 weights of one scale a row.
+	Prompts PromptMath
 }
 
 // DefaultPiece is how many tokens pass through the blocks together.
@@ -41,24 +43,27 @@ const DefaultHalfFrom = 1024
 
 // Engine implements kernels.Engine on one GPU.
 type Engine struct {
-	cfg    *format.Config
-	opt    Options
-	dev    cu.Device
-	ctx    cu.CUContext
-	mod    cu.Module
-	fn     map[string]cu.Function
-	stream cu.Stream
-	copies cu.Stream // of states, beside a running Forward
-	side   cu.Stream // of the gates, beside the product that computes q, k, v and o
-	ready  cu.Event  // the residual stream is
-	gated  cu.Event  // the gates are done
-	lt     *driver.Lt
-	name   string
-	sms    int
-	shared int // bytes of shared memory that a block can have
-	early  bool
-	half   bool // activations of prompts are fp16, else float32
-	shape  stateShape
+	cfg       *format.Config
+	opt       Options
+	dev       cu.Device
+	ctx       cu.CUContext
+	mod       cu.Module
+	fn        map[string]cu.Function
+	stream    cu.Stream
+	copies    cu.Stream // of states, beside a running Forward
+	side      cu.Stream // of the gates, beside the product that computes q, k, v and o
+	ready     cu.Event  // the residual stream is
+	gated     cu.Event  // the gates are done
+	lt        *driver.Lt
+	name      string
+	sms       int
+	shared    int // bytes of shared memory that a block can have
+	early     bool
+	half      bool         // activations of prompts are fp16, else float32
+	ints      blockProduct // of prompts, that are computed in int8
+	due       *matArg      // whose product in buf.wide is still to be added to the residual stream
+	capturing bool         // nothing may wait for the device
+	shape     stateShape
 
 	weights cu.DevicePtr
 	embed   matArg
@@ -179,6 +184,7 @@ func open(w Weights, o Options, fill func(*Engine, Weights, []placed) error) (e 
 		return e, fmt.Errorf("load weights onto %s: %w", e.name, err)
 	}
 	e.link(tensors)
+	e.chooseInts()
 	return e, e.few()
 }
 
@@ -251,9 +257,9 @@ func (e *Engine) Library() int {
 
 // kernelNames are all kernels of the module.
 func kernelNames() []string {
-	names := []string{"gemv_f32", "gemv_f16", "gemv_i8", "gemm_f32", "gemm_f16", "gemm_i8", "gemm_i8g", "gemm_i4",
+	names := []string{"gemv_f32", "gemv_f16", "gemv_i8", "gemm_f32", "gemm_f16", "gemm_i8", "gemm_i8g", "gemm_i4", "gemm_i8_few", "gemm_i8g_few", "gemm_i4_few",
 		"reduce_splits", "gate_scan", "scores", "embed", "rms_norm", "head_gate", "swiglu", "gates_many", "add_bias", "log_prob", "state_copy",
-		"dequant", "bf16_to_fp16", "fill", "sample"}
+		"dequant", "add_norm", "head_gate_i8", "swiglu_i8", "rescale", "bf16_to_fp16", "fill", "sample"}
 	for _, g := range []string{"32", "64", "128"} {
 		names = append(names, "gemv_i8g"+g, "gemv_i4g"+g, "gemv_i4g"+g+"a")
 	}
@@ -377,6 +383,7 @@ func (e *Engine) Close() error {
 		err = driver.Sync(e.stream)
 	}
 	e.some.close()
+	e.buf.dropGraphs()
 	if e.lt != nil {
 		e.lt.Close()
 	}

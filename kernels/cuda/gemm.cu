@@ -33,12 +33,14 @@ __device__ __forceinline__ void putY(const GemmArgs& a, int row, int tok, float 
   *y = softcap(v, a.cap);
 }
 
-// 256 threads: 4 x 2 warps of 32 rows x 32 tokens. Shared memory: (weights [128][128 bytes] | X [SV/64][64 tokens][128 bytes]) x
+// 256 threads: 4 x 2 warps of 32 rows x 32 tokens; for up to 32 tokens 8 of 16 rows x 32 tokens, so that no two warps take the same weights
+// apart, and operands come out of shared memory a step before they are used: the compiler keeps the order of what is written here. Shared memory: (weights [128][128 bytes] | X [SV/64][64 tokens][128 bytes]) x
 // stages, then scales and minimums [128][8] fp16.
-template <int ENC, int NST>
+template <int ENC, int NST, bool FEW>
 __device__ __forceinline__ void gemmBody(const GemmArgs& a) {
   constexpr int SV = ENC == ENC_F16 ? 64 : ENC == ENC_I4 ? 256 : 128, FR = SV / 64;
   constexpr int WB = BM * 128, XB = BN * SV * 2;
+  constexpr int IT = FEW ? 1 : 2, JT = 4;  // a warp's tiles of 16 rows and of 8 tokens
   constexpr bool GROUPED = ENC == ENC_I4 || ENC == ENC_I8G;
   const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
   const int row0 = blockIdx.x * BM, tok0 = blockIdx.y * BN;
@@ -86,8 +88,9 @@ __device__ __forceinline__ void gemmBody(const GemmArgs& a) {
     }
   };
 
-  float acc[2][4][4] = {};
-  const int wm = (warp & 3) * 32, wn = (warp >> 2) * 32;
+  float acc[IT][JT][4] = {};
+  const int wm = IT == 2 ? (warp & 3) * 32 : warp * 16, wn = IT == 2 ? (warp >> 2) * 32 : 0;
+  const int left = a.n - tok0 - wn;  // tokens that the warp has
 #pragma unroll
   for (int i = 0; i < NST - 1; i++) request(sBegin + i, i);
   loadScales(sBegin);
@@ -118,18 +121,29 @@ __device__ __forceinline__ void gemmBody(const GemmArgs& a) {
     const int xr = wn + (lane & 7) + (lane >> 4) * 8, xc = (lane >> 3) & 1;
 #pragma unroll
     for (int c = 0; c < 8; c += 2) {
-      uint32_t fa[2][FR][4];
+      uint32_t fa[IT][FR][4], wv[IT][4], b[FEW ? 2 : 1][FEW ? JT / 2 : 1][4];
+      auto loadB = [&](uint32_t(&to)[4], int f, int j) {
+        int kc = (c / 2 * FR + f) * 2 + xc;
+        ldsm4(to, xb + (kc >> 3) * (BN * 128) + swz(xr + j * 8, kc & 7));
+      };
+      auto ahead = [&](int f) {
+        if constexpr (FEW)
 #pragma unroll
-      for (int i = 0; i < 2; i++) {
-        uint32_t wv[4];
-        ldsm4(wv, wb + swz(wm + i * 16 + lr, c + lc));
+          for (int j = 0; j < JT; j += 2)
+            if (j * 8 < left) loadB(b[f & 1][j / 2], f, j);
+      };
+#pragma unroll
+      for (int i = 0; i < IT; i++) ldsm4(wv[i], wb + swz(wm + i * 16 + lr, c + lc));
+      ahead(0);
+#pragma unroll
+      for (int i = 0; i < IT; i++) {
         if constexpr (ENC == ENC_F16) {
 #pragma unroll
-          for (int e = 0; e < 4; e++) fa[i][0][e] = wv[e];
+          for (int e = 0; e < 4; e++) fa[i][0][e] = wv[i][e];
         } else if constexpr (ENC == ENC_I8 || ENC == ENC_I8G) {
           uint32_t u[4][2];
 #pragma unroll
-          for (int e = 0; e < 4; e++) unpack8(wv[e], u[e]);
+          for (int e = 0; e < 4; e++) unpack8(wv[i][e], u[e]);
 #pragma unroll
           for (int f = 0; f < 2; f++) {
             fa[i][f][0] = u[2 * f][0];
@@ -140,7 +154,7 @@ __device__ __forceinline__ void gemmBody(const GemmArgs& a) {
         } else {
           uint32_t u[4][4];
 #pragma unroll
-          for (int e = 0; e < 4; e++) unpack4(wv[e], u[e]);
+          for (int e = 0; e < 4; e++) unpack4(wv[i][e], u[e]);
 #pragma unroll
           for (int f = 0; f < 4; f++) {
             int b = f >> 1, p = (f & 1) * 2;
@@ -163,40 +177,44 @@ __device__ __forceinline__ void gemmBody(const GemmArgs& a) {
       }
 #pragma unroll
       for (int f = 0; f < FR; f++) {
-        int kc = (c / 2 * FR + f) * 2 + xc;
+        if (f + 1 < FR) ahead(f + 1);
 #pragma unroll
-        for (int j = 0; j < 4; j += 2) {
-          uint32_t b[4];
-          ldsm4(b, xb + (kc >> 3) * (BN * 128) + swz(xr + j * 8, kc & 7));
+        for (int j = 0; j < JT; j += 2)
+          if (j * 8 < left) {
+            uint32_t(&v)[4] = b[FEW ? f & 1 : 0][FEW ? j / 2 : 0];
+            if constexpr (!FEW) loadB(v, f, j);
 #pragma unroll
-          for (int i = 0; i < 2; i++) {
-            mma(acc[i][j], fa[i][f][0], fa[i][f][1], fa[i][f][2], fa[i][f][3], b[0], b[1]);
-            mma(acc[i][j + 1], fa[i][f][0], fa[i][f][1], fa[i][f][2], fa[i][f][3], b[2], b[3]);
+            for (int i = 0; i < IT; i++) {
+              mma(acc[i][j], fa[i][f][0], fa[i][f][1], fa[i][f][2], fa[i][f][3], v[0], v[1]);
+              mma(acc[i][j + 1], fa[i][f][0], fa[i][f][1], fa[i][f][2], fa[i][f][3], v[2], v[3]);
+            }
           }
-        }
       }
     }
     slot = slot + 1 == NST ? 0 : slot + 1;
   }
   cpWait<0>();
 #pragma unroll
-  for (int i = 0; i < 2; i++)
+  for (int i = 0; i < IT; i++)
 #pragma unroll
     for (int h = 0; h < 2; h++) {
       int row = row0 + wm + i * 16 + (lane >> 2) + 8 * h;
       float sc = ENC == ENC_I8 && row < a.w.rows ? ((const float*)a.w.scales)[row] : 1.f;
 #pragma unroll
-      for (int j = 0; j < 4; j++)
+      for (int j = 0; j < JT; j++)
 #pragma unroll
         for (int e = 0; e < 2; e++) putY(a, row, tok0 + wn + j * 8 + (lane & 3) * 2 + e, acc[i][j][2 * h + e] * sc, blockIdx.z);
     }
 }
 
 extern "C" {
-__global__ void __launch_bounds__(256) gemm_f16(const __grid_constant__ GemmArgs a) { gemmBody<ENC_F16, 3>(a); }
-__global__ void __launch_bounds__(256) gemm_i8(const __grid_constant__ GemmArgs a) { gemmBody<ENC_I8, 3>(a); }
-__global__ void __launch_bounds__(256) gemm_i8g(const __grid_constant__ GemmArgs a) { gemmBody<ENC_I8G, 3>(a); }
-__global__ void __launch_bounds__(256) gemm_i4(const __grid_constant__ GemmArgs a) { gemmBody<ENC_I4, 3>(a); }
+__global__ void __launch_bounds__(256) gemm_f16(const __grid_constant__ GemmArgs a) { gemmBody<ENC_F16, 3, false>(a); }
+__global__ void __launch_bounds__(256, 2) gemm_i8(const __grid_constant__ GemmArgs a) { gemmBody<ENC_I8, 3, false>(a); }
+__global__ void __launch_bounds__(256, 2) gemm_i8g(const __grid_constant__ GemmArgs a) { gemmBody<ENC_I8G, 3, false>(a); }
+__global__ void __launch_bounds__(256, 2) gemm_i4(const __grid_constant__ GemmArgs a) { gemmBody<ENC_I4, 2, false>(a); }
+__global__ void __launch_bounds__(256, 2) gemm_i8_few(const __grid_constant__ GemmArgs a) { gemmBody<ENC_I8, 3, true>(a); }
+__global__ void __launch_bounds__(256, 2) gemm_i8g_few(const __grid_constant__ GemmArgs a) { gemmBody<ENC_I8G, 3, true>(a); }
+__global__ void __launch_bounds__(256, 2) gemm_i4_few(const __grid_constant__ GemmArgs a) { gemmBody<ENC_I4, 2, true>(a); }
 
 // Float32 activations, weights of any encoding, float32 throughout: 64 x 64 tiles, 256 threads with 4 x 4 each.
 __global__ void __launch_bounds__(256) gemm_f32(const __grid_constant__ GemmArgs a) {

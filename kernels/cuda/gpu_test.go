@@ -111,7 +111,7 @@ func TestAgainstCPU(t *testing.T) {
 					t.Fatal(err)
 				}
 				for _, kind := range []struct{ library, half bool }{{false, false}, {false, true}, {true, false}, {true, true}} {
-					o := cuda.Options{Piece: 128, NoLibrary: !kind.library, HalfFrom: 1 << 20}
+					o := cuda.Options{Piece: 128, NoLibrary: !kind.library, HalfFrom: 1 << 20, Prompts: cuda.PromptFP16} // TestIntPrompts has int8
 					if kind.half {
 						o.HalfFrom = 1
 					}
@@ -179,7 +179,7 @@ func TestBatch(t *testing.T) {
 	for _, enc := range []string{"fp32", "fp16", "int8", "int4g64"} {
 		coded, plain := randomModel(t, cfg, enc, 8)
 		for _, from := range []int{1, 1 << 20} {
-			ref, e := onCPU(t, plain), onGPU(t, coded, cuda.Options{Piece: 512, HalfFrom: from})
+			ref, e := onCPU(t, plain), onGPU(t, coded, cuda.Options{Piece: 512, HalfFrom: from, Prompts: cuda.PromptFP16})
 			for _, n := range []int{2, 3, 5, 8, 9, 64, 200} {
 				checkBatch(t, e, ref, cfg.VocabSize, n, from == 1 && enc != "fp32", fmt.Sprintf("%s, %d sequences, fp16 activations %v", enc, n, from == 1))
 			}

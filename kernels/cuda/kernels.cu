@@ -2,5 +2,6 @@
 #include "chunk.cu"
 #include "gemm.cu"
 #include "gemv.cu"
+#include "int8.cu"
 #include "misc.cu"
 #include "mlstm.cu"

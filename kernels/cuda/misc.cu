@@ -13,7 +13,7 @@ struct NormArgs {
   dptr x, y;           // float32 [n, ldx] -> [n, ldy] of type out, zero from cols to ldy
   dptr o, w, b;        // head_gate: preactivations of the output gate [n, ldo]; weight and bias of the per-head norm, or 0
   dptr rows;           // int32 [n]: row of x for each row of y; 0: the same
-  int32_t n, cols, ldx, ldy, ldo, heads;
+  int32_t n, cols, ldx, ldy, ldo, heads;  // swiglu: ldo values of a row of y are written
   int32_t in, out;     // types of x and o (head_gate, swiglu), of y
   float eps, scale;    // swiglu: results are multiplied by scale
 };
@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(256) head_gate(const __grid_constant__ NormArg
   for (int k = a.cols + threadIdx.x; k < a.ldy; k += blockDim.x) putAct(y, a.out, k, 0.f);
 }
 
-// swiglu: y = silu(gate) * up * scale, x [n, 2*cols]: gate, then up. Grid (n, parts of a row).
+// swiglu: y = silu(gate) * up * scale, x [n, 2*cols]: gate, then up. y may be x's gates. Grid (n, parts of a row).
 __global__ void __launch_bounds__(256) swiglu(const __grid_constant__ NormArgs a) {
   launchDependents();
   waitPredecessor();
@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(256) swiglu(const __grid_constant__ NormArgs a
   void* y = actRow(a.y, a.out, t, a.ldy);
   if (a.in == X_F16 && a.out == X_F16 && (a.cols & 7) == 0) {  // 8 values at a time
     const __half* x = (const __half*)a.x + t * a.ldx;
-    for (int k = (blockIdx.y * 256 + threadIdx.x) * 8; k < a.ldy; k += gridDim.y * 2048) {
+    for (int k = (blockIdx.y * 256 + threadIdx.x) * 8; k < a.ldo; k += gridDim.y * 2048) {
       uint4 out = make_uint4(0, 0, 0, 0);
       if (k < a.cols) {
         uint4 g = *(const uint4*)(x + k), u = *(const uint4*)(x + a.cols + k);
@@ -139,7 +139,7 @@ __global__ void __launch_bounds__(256) swiglu(const __grid_constant__ NormArgs a
     }
     return;
   }
-  for (int k = blockIdx.y * 256 + threadIdx.x; k < a.ldy; k += gridDim.y * 256) {
+  for (int k = blockIdx.y * 256 + threadIdx.x; k < a.ldo; k += gridDim.y * 256) {
     float v = 0.f;
     if (k < a.cols) v = siluf(getAct((void*)a.x, a.in, t * a.ldx + k)) * getAct((void*)a.x, a.in, t * a.ldx + a.cols + k) * a.scale;
     putAct(y, a.out, k, v);
@@ -152,9 +152,30 @@ struct GatesArgs {
   dptr x, y;         // float32 [n, ldx] before the norm -> [n, 2H]
   int32_t n, ldx;
   float eps;
-  int32_t pad;
+  int32_t exact;     // float32 throughout, else 2^-21 of a value are lost
 };
 static_assert(sizeof(GatesArgs) == 88, "args.go");
+
+constexpr int GATE_WARPS = 16;
+
+// splitTF32 writes values as sums of three terms of 11, 11 and 2 bits.
+__device__ __forceinline__ void splitTF32(float4 v, uint32_t (&hi)[4], uint32_t (&lo)[4], uint32_t (&rest)[4]) {
+  const float f[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    hi[i] = __float_as_uint(f[i]) & ~0x1fffu;
+    float l = f[i] - __uint_as_float(hi[i]);
+    lo[i] = __float_as_uint(l) & ~0x1fffu;
+    rest[i] = __float_as_uint(l - __uint_as_float(lo[i]));
+  }
+}
+
+// mmaTF32 adds the product of a 16x8 and an 8x8 tile to d. Of a lane's terms a0, a1 are rows lane/4, lane/4+8 of column lane%4, a2, a3 of
+// column lane%4+4; b0, b1 are rows lane%4, lane%4+4 of column lane/4.
+__device__ __forceinline__ void mmaTF32(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
 
 struct LogitArgs {
   dptr logits;       // float32 [n, ld], after the soft cap
@@ -212,63 +233,75 @@ struct SampleArgs {
 static_assert(sizeof(SampleArgs) == 64, "args.go");
 
 extern "C" {
-// gates_many: 8 tokens a block, the 2H rows in turns of 16. Warps share K; a lane has parts of all 8 x 16 sums, which a butterfly
-// then deals out, 4 a lane.
-__global__ void __launch_bounds__(256) gates_many(const __grid_constant__ GatesArgs a) {
-  __shared__ float part[8][128], squares[8][8];
+// gates_many: 16 tokens a block, the 2H rows in turns of 16. Warps share K, and multiply on tensor cores in tf32, both sides as terms of
+// 11 bits: two, or three, which hold a float32. A lane takes 4 neighbouring values where the tensor cores'
+// layout has columns t, t+4 of two steps: as long as both sides agree, the order of K does not matter.
+__global__ void __launch_bounds__(GATE_WARPS * 32) gates_many(const __grid_constant__ GatesArgs a) {
+  __shared__ float part[GATE_WARPS][16][17], squares[GATE_WARPS][16];
   launchDependents();
   waitPredecessor();
-  const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, t0 = blockIdx.x * 8, ld = a.w.rowBytes / 4, K = a.w.cols;
+  const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, g = lane >> 2, t = lane & 3;
+  const int t0 = blockIdx.x * 16, ld = a.w.rowBytes / 4, K = a.w.cols;
   const bool aligned = ((K | a.ldx) & 3) == 0;
+  auto loadX = [&](int tok, int k) {
+    if (tok >= a.n || k >= K) return make_float4(0.f, 0.f, 0.f, 0.f);
+    const float* p = (const float*)a.x + (size_t)tok * a.ldx + k;
+    if (aligned) return *(const float4*)p;
+    return make_float4(p[0], k + 1 < K ? p[1] : 0.f, k + 2 < K ? p[2] : 0.f, k + 3 < K ? p[3] : 0.f);
+  };
+  auto loadW = [&](int row, int k) {
+    return row < a.w.rows && k < ld ? __ldg((const float4*)((const float*)a.w.values + (size_t)row * ld + k)) : make_float4(0.f, 0.f, 0.f, 0.f);
+  };
   for (int r0 = 0; r0 < a.w.rows; r0 += 16) {
-    float acc[128] = {}, sq[8] = {};
-    for (int k = 4 * tid; k < K; k += 1024) {
-      float4 x[8];
+    float d[2][4] = {}, sq[2] = {};
+#pragma unroll 4
+    for (int k0 = warp * 16; k0 < K; k0 += GATE_WARPS * 16) {
+      const int k = k0 + 4 * t;
+      float4 x[2] = {loadX(t0 + g, k), loadX(t0 + g + 8, k)}, w[2] = {loadW(r0 + g, k), loadW(r0 + g + 8, k)};
+      uint32_t xh[2][4], xl[2][4], xr[2][4], wh[2][4], wl[2][4], wr[2][4];
 #pragma unroll
-      for (int t = 0; t < 8; t++) {
-        const float* p = (const float*)a.x + (size_t)(t0 + t) * a.ldx + k;
-        x[t] = make_float4(0.f, 0.f, 0.f, 0.f);
-        if (t0 + t < a.n) {
-          if (aligned) x[t] = *(const float4*)p;
-          else x[t] = make_float4(p[0], k + 1 < K ? p[1] : 0.f, k + 2 < K ? p[2] : 0.f, k + 3 < K ? p[3] : 0.f);
+      for (int i = 0; i < 2; i++) {
+        sq[i] += x[i].x * x[i].x + x[i].y * x[i].y + x[i].z * x[i].z + x[i].w * x[i].w;
+        splitTF32(x[i], xh[i], xl[i], xr[i]);
+        splitTF32(w[i], wh[i], wl[i], wr[i]);
+      }
+#pragma unroll
+      for (int j = 0; j < 2; j++)
+#pragma unroll
+        for (int s = 0; s < 4; s += 2) {
+          if (a.exact) {
+            mmaTF32(d[j], xr[0][s], xr[1][s], xr[0][s + 1], xr[1][s + 1], wh[j][s], wh[j][s + 1]);
+            mmaTF32(d[j], xh[0][s], xh[1][s], xh[0][s + 1], xh[1][s + 1], wr[j][s], wr[j][s + 1]);
+            mmaTF32(d[j], xl[0][s], xl[1][s], xl[0][s + 1], xl[1][s + 1], wl[j][s], wl[j][s + 1]);
+          }
+          mmaTF32(d[j], xl[0][s], xl[1][s], xl[0][s + 1], xl[1][s + 1], wh[j][s], wh[j][s + 1]);
+          mmaTF32(d[j], xh[0][s], xh[1][s], xh[0][s + 1], xh[1][s + 1], wl[j][s], wl[j][s + 1]);
+          mmaTF32(d[j], xh[0][s], xh[1][s], xh[0][s + 1], xh[1][s + 1], wh[j][s], wh[j][s + 1]);
         }
-        sq[t] += x[t].x * x[t].x + x[t].y * x[t].y + x[t].z * x[t].z + x[t].w * x[t].w;
-      }
-#pragma unroll
-      for (int g = 0; g < 16; g++) {
-        float4 w = r0 + g < a.w.rows ? __ldg((const float4*)((const float*)a.w.values + (size_t)(r0 + g) * ld + k)) : make_float4(0.f, 0.f, 0.f, 0.f);
-#pragma unroll
-        for (int t = 0; t < 8; t++) acc[t * 16 + g] += x[t].x * w.x + x[t].y * w.y + x[t].z * w.z + x[t].w * w.w;
-      }
     }
 #pragma unroll
-    for (int o = 16, n = 64; o; o >>= 1, n >>= 1) {
-      bool up = lane & o;
-#pragma unroll
-      for (int i = 0; i < n; i++) {
-        float keep = up ? acc[i + n] : acc[i], give = up ? acc[i] : acc[i + n];
-        acc[i] = keep + __shfl_xor_sync(~0u, give, o);
-      }
+    for (int i = 0; i < 2; i++) {
+      sq[i] += __shfl_xor_sync(~0u, sq[i], 1);
+      sq[i] += __shfl_xor_sync(~0u, sq[i], 2);
     }
     __syncthreads();  // the last turn's sums are read
-    *(float4*)&part[warp][4 * lane] = make_float4(acc[0], acc[1], acc[2], acc[3]);
 #pragma unroll
-    for (int t = 0; t < 8; t++) {
-      float v = warpSum(sq[t]);
-      if (lane == 0) squares[t][warp] = v;
-    }
+    for (int j = 0; j < 2; j++)
+#pragma unroll
+      for (int e = 0; e < 4; e++) part[warp][g + 8 * (e >> 1)][8 * j + 2 * t + (e & 1)] = d[j][e];
+    if (t < 2) squares[warp][g + 8 * t] = t ? sq[1] : sq[0];
     __syncthreads();
-    int t = tid >> 4, r = r0 + (tid & 15);
-    if (tid < 128 && t0 + t < a.n && r < a.w.rows) {
+    const int tok = tid >> 4, r = r0 + (tid & 15);
+    if (tid < 256 && t0 + tok < a.n && r < a.w.rows) {
       float v = 0.f, s = 0.f;
 #pragma unroll
-      for (int w = 0; w < 8; w++) {
-        v += part[w][tid];
-        s += squares[t][w];
+      for (int w = 0; w < GATE_WARPS; w++) {
+        v += part[w][tok][tid & 15];
+        s += squares[w][tok];
       }
       v *= rsqrtf(s / K + a.eps);
       if (a.w.bias) v += ((const float*)a.w.bias)[r];
-      ((float*)a.y)[(size_t)(t0 + t) * a.w.rows + r] = v;
+      ((float*)a.y)[(size_t)(t0 + tok) * a.w.rows + r] = v;
     }
   }
 }

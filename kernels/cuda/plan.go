@@ -40,12 +40,63 @@ var stateNames = [...]string{"fp32", "bf16", "fp16"}
 
 func (t StateType) String() string { return stateNames[t] }
 
+// PromptMath is the arithmetic of prompts with int8 weights of one scale a row.
+type PromptMath int
+
+// PromptAuto computes in int8, each token's activations with one scale, where cuBLASLt is found and measurements allow it;
+// PromptFP16 never, PromptInt8 wherever it can be done.
+const (
+	PromptAuto PromptMath = iota
+	PromptFP16
+	PromptInt8
+)
+
+// ParsePromptMath reads auto, fp16 or int8.
+func ParsePromptMath(s string) (PromptMath, error) {
+	for m, name := range promptMathNames {
+		if s == name {
+			return PromptMath(m), nil
+		}
+	}
+	return 0, fmt.Errorf("unknown arithmetic of prompts %q, expected auto, fp16 or int8", s)
+}
+
+var promptMathNames = [...]string{"auto", "fp16", "int8"}
+
+func (m PromptMath) String() string { return promptMathNames[m] }
+
+// blockProduct is one of a block's products, or a set of them.
+type blockProduct int
+
+const (
+	forQKVO blockProduct = 1 << iota
+	forOut
+	forGateUp
+	forDown
+	allProducts = forQKVO | forOut | forGateUp | forDown
+)
+
+// products are those that are computed in int8.
+func (m PromptMath) products() blockProduct {
+	switch m {
+	case PromptFP16:
+		return 0
+	case PromptInt8:
+		return allProducts
+	}
+	return allProducts
+}
+
+// rowShared is the shared memory of a kernel that keeps a row of n values in float32.
+func rowShared(n int) int { return 4 * n }
+
 // Limits of the kernels.
 const (
 	sliceWidth = 32 // columns of C that one thread block has
 	chunkLen   = 64 // tokens that the chunkwise form takes together
 	maxDK      = 512
-	fewTokens  = 8 // tokens that the decode kernels take together
+	fewTokens  = 8  // tokens that the decode kernels take together
+	intFrom    = 16 // tokens from which on int8 activations pay
 )
 
 // stateShape is the layout of one sequence's state on the device: for each block, head and slice of 32 columns one record of
@@ -170,10 +221,18 @@ func chunkShared(dk, stages int) int {
 // scoresShared is the shared memory of the kernel for a chunk's scores.
 func scoresShared(dk int) int { return 2*chunkLen*(dk+8)*2 + chunkLen*16 }
 
+// gemmStages is the number of stretches that the matrix kernel has in flight or in use: as many as leave room for two blocks.
+func gemmStages(enc int32) int {
+	if enc == encI4 {
+		return 2
+	}
+	return 3
+}
+
 // gemmShared is the shared memory of the matrix kernel for an encoding.
 func gemmShared(enc int32) int {
 	values := map[int32]int{encF16: 64, encI8: 128, encI8G: 128, encI4: 256}[enc]
-	return 3*(128*128+64*values*2) + 2*2*128*8
+	return gemmStages(enc)*(128*128+64*values*2) + 2*2*128*8
 }
 
 // piece is a run of one step's tokens that passes through the blocks at once.
@@ -280,7 +339,7 @@ func logitsOf(s *kernels.Step, token, vocab int) []float32 {
 func splitsFor(w *matArg, n, processors, space int) int {
 	tiles := ((int(w.rows) + 127) / 128) * ((n + 63) / 64)
 	stretches := (int(w.rowBytes) + 127) / 128
-	s := (2*processors + tiles - 1) / tiles
+	s := max(1, 2*processors/tiles)
 	s = min(s, max(1, stretches/4), max(1, space/(4*n*int(w.rows))))
 	if tiles >= processors || s < 2 {
 		return 1

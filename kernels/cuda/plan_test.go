@@ -39,7 +39,7 @@ func TestArgSizes(t *testing.T) {
 		{"ChunkArgs", unsafe.Sizeof(chunkArgs{}), 136}, {"EmbedArgs", unsafe.Sizeof(embedArgs{}), 80}, {"NormArgs", unsafe.Sizeof(normArgs{}), 88},
 		{"GatesArgs", unsafe.Sizeof(gatesArgs{}), 88}, {"LogitArgs", unsafe.Sizeof(logitArgs{}), 40}, {"BiasArgs", unsafe.Sizeof(biasArgs{}), 40},
 		{"StateArgs", unsafe.Sizeof(stateArgs{}), 48}, {"DequantArgs", unsafe.Sizeof(dequantArgs{}), 80}, {"ConvertArgs", unsafe.Sizeof(convertArgs{}), 24},
-		{"FillArgs", unsafe.Sizeof(fillArgs{}), 32}, {"SampleArgs", unsafe.Sizeof(sampleArgs{}), 64},
+		{"FillArgs", unsafe.Sizeof(fillArgs{}), 32}, {"SampleArgs", unsafe.Sizeof(sampleArgs{}), 64}, {"IntArgs", unsafe.Sizeof(intArgs{}), 160},
 	} {
 		if c.got != c.want {
 			t.Errorf("%s has %d bytes, the kernels expect %d", c.name, c.got, c.want)
@@ -178,6 +178,21 @@ func TestStateShape(t *testing.T) {
 	}
 	if _, err := ParseStateType("int8"); err == nil {
 		t.Error("int8 is no state type")
+	}
+}
+
+// TestPromptMath: names, and what they stand for.
+func TestPromptMath(t *testing.T) {
+	for _, name := range []string{"auto", "fp16", "int8"} {
+		if m, err := ParsePromptMath(name); err != nil || m.String() != name {
+			t.Errorf("%s: %v %v", name, m, err)
+		}
+	}
+	if _, err := ParsePromptMath("bf16"); err == nil {
+		t.Error("bf16 is no arithmetic of prompts")
+	}
+	if PromptFP16.products() != 0 || PromptInt8.products() != allProducts || PromptAuto.products()&^allProducts != 0 {
+		t.Error("products in int8 are not what the names say")
 	}
 }
 

@@ -18,7 +18,6 @@ type product struct {
 	out         int32 // outF32 or outF16
 	add         bool
 	alpha, cap  float32
-	spare       uint64 // memory as large as y that may be overwritten
 }
 
 // inputType is the form in which products of n tokens take x.
@@ -33,6 +32,9 @@ func (e *Engine) inputType(w *matArg, n int) int32 {
 }
 
 var gemmNames = map[int32]string{encF16: "gemm_f16", encI8: "gemm_i8", encI8G: "gemm_i8g", encI4: "gemm_i4"}
+
+// gemmFew is the number of tokens up to which it pays that no two warps take the same weights apart.
+const gemmFew = 32
 
 func (e *Engine) multiply(p *product) error {
 	if p.alpha == 0 {
@@ -60,21 +62,46 @@ func (e *Engine) multiply(p *product) error {
 // multiplyLt runs a product with rows of weights in fp32 or fp16 through cuBLASLt.
 func (e *Engine) multiplyLt(p *product, w uint64, rows int, y uint64) error {
 	b := &e.buf
-	if b.workspace == 0 {
-		if err := b.add(e, &b.workspace, driver.LtWorkspace); err != nil {
-			return err
-		}
+	if err := e.ltWorkspace(); err != nil {
+		return err
 	}
 	q := driver.Product{W: w, X: p.x, Y: y, M: rows, N: p.n, K: int(p.w.cols), LdW: e.unpackedLd(p.w), LdX: p.ldx, LdY: p.ldy,
 		F32: p.w.enc == encF32, Out32: p.out == outF32, Alpha: p.alpha, Add: p.add}
-	if p.n == e.opt.Piece && p.n >= 1024 && p.spare != 0 && !e.lt.Tuned(&q) {
-		t := q
-		t.Y, t.Add = p.spare, false
-		if err := e.lt.Tune(&t, b.workspace, e.stream, 3); err != nil {
+	if e.tunes(p.n) && !e.lt.Tuned(&q) {
+		if err := e.tune(q); err != nil {
 			return err
 		}
 	}
 	return e.lt.Run(&q, b.workspace, e.stream)
+}
+
+// ltWorkspace makes cuBLASLt's scratch memory.
+func (e *Engine) ltWorkspace() error {
+	if e.buf.workspace != 0 {
+		return nil
+	}
+	return e.buf.add(e, &e.buf.workspace, driver.LtWorkspace)
+}
+
+const (
+	tuneFrom   = 1024 // tokens from which on it pays to measure cuBLASLt's proposals
+	tuneRounds = 3
+)
+
+// tunes says whether products of n tokens are common and long enough for that.
+func (e *Engine) tunes(n int) bool { return n >= tuneFrom && n == e.opt.Piece && !e.capturing }
+
+// tune measures proposals for q, into memory of its own where q adds to what is there. Without that memory it is not done.
+func (e *Engine) tune(q driver.Product) error {
+	if q.Add {
+		y, err := cu.MemAlloc(int64(q.N) * int64(q.LdY) * 4)
+		if err != nil {
+			return nil
+		}
+		defer cu.MemFree(y)
+		q.Y = uint64(y)
+	}
+	return e.lt.Tune(&q, e.buf.workspace, e.stream, tuneRounds)
 }
 
 // unpackedLd is the length of a row of w, in values, as cuBLASLt gets it.
@@ -134,9 +161,18 @@ func (e *Engine) multiplyOwn(p *product) error {
 	splits := splitsFor(p.w, p.n, e.sms, splitSpace)
 	g := driver.Grid{X: (rows + 127) / 128, Y: (p.n + 63) / 64, Z: splits}
 	if splits > 1 {
+		if e.buf.splits == 0 {
+			if err := e.buf.add(e, &e.buf.splits, splitSpace); err != nil {
+				return err
+			}
+		}
 		a.splits, a.y, a.ldy = int32(splits), e.buf.splits, p.w.rows
 	}
-	if err := e.launch(gemmNames[p.w.enc], g, 256, gemmShared(p.w.enc), unsafe.Pointer(&a), false); err != nil || splits == 1 {
+	name := gemmNames[p.w.enc]
+	if p.n <= gemmFew && p.w.enc != encF16 {
+		name += "_few"
+	}
+	if err := e.launch(name, g, 256, gemmShared(p.w.enc), unsafe.Pointer(&a), false); err != nil || splits == 1 {
 		return err
 	}
 	a.x, a.y, a.ldy = e.buf.splits, p.y, int32(p.ldy)

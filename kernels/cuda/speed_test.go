@@ -3,9 +3,11 @@
 package cuda_test
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -16,8 +18,8 @@ import (
 	"xlstm/kernels/cuda"
 )
 
-// TestSpeed measures a synthetic 7B. XLSTM_SPEED lists what: recipes, and of prompts, long, batch, decode; it runs only where that is
-// set, and asserts nothing.
+// TestSpeed measures a synthetic 7B. XLSTM_SPEED lists what: recipes, and of prompts, long, batch or batchN, nodecode, nolib; it runs only where that is
+// set, and asserts nothing. XLSTM_SPEED_MATH and XLSTM_SPEED_PIECE set options of the same names.
 func TestSpeed(t *testing.T) {
 	what := strings.Split(os.Getenv("XLSTM_SPEED"), ",")
 	if what[0] == "" {
@@ -38,7 +40,15 @@ func measure(t *testing.T, recipe string, what []string) {
 	before := free(t)
 	cfg := checkpoints.Config7B()
 	cfg.BOS, cfg.ForceBOS = -1, false
-	e, err := cuda.Synthetic(cfg, func(string) format.Encoding { return enc }, cuda.Options{NoLibrary: slices.Contains(what, "nolib")})
+	math, err := cuda.ParsePromptMath(cmp.Or(os.Getenv("XLSTM_SPEED_MATH"), "auto"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	piece, err := strconv.Atoi(cmp.Or(os.Getenv("XLSTM_SPEED_PIECE"), "0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := cuda.Synthetic(cfg, func(string) format.Encoding { return enc }, cuda.Options{NoLibrary: slices.Contains(what, "nolib"), Prompts: math, Piece: piece})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -73,10 +83,12 @@ func measure(t *testing.T, recipe string, what []string) {
 		took := time.Since(start).Seconds()
 		say("decode %s: %.3f ms with logits on the host, %.1f tok/s greedy on the device", label, 1e3*median(times), float64(n)/took)
 	}
-	decode("at the start")
+	if !slices.Contains(what, "nodecode") {
+		decode("at the start")
+	}
 	say("memory while decoding %.2f GB", float64(before-free(t))/1e9)
 	if slices.Contains(what, "prompts") {
-		for _, n := range []int{128, 2048, 16384} {
+		for _, n := range []int{128, 512, 2048, 16384} {
 			tokens := randomTokens(n, cfg.VocabSize, 3)
 			var times []float64
 			for range 4 {
@@ -87,17 +99,25 @@ func measure(t *testing.T, recipe string, what []string) {
 			}
 			say("prompt of %d: first %.1f ms, then %.1f ms, %.0f tok/s", n, 1e3*times[0], 1e3*median(times[1:]), float64(n)/median(times[1:]))
 		}
-		decode("after 16384")
+		if !slices.Contains(what, "nodecode") {
+			decode("after 16384")
+		}
 	}
 	if slices.Contains(what, "long") {
 		tokens := randomTokens(65536, cfg.VocabSize, 3)
 		took := forward(kernels.Step{State: s, Tokens: tokens, Logits: logits})
 		say("prefill of 65536: %.0f tok/s", 65536/took)
-		forward(kernels.Step{State: s, Tokens: tokens[:20000]})
-		decode("after 102000")
+		if !slices.Contains(what, "nodecode") {
+			forward(kernels.Step{State: s, Tokens: tokens[:20000]})
+			decode("after 102000")
+		}
 	}
-	if slices.Contains(what, "batch") {
-		for _, n := range []int{4, 8, 16, 64, 256} {
+	if i := slices.IndexFunc(what, func(s string) bool { return strings.HasPrefix(s, "batch") }); i >= 0 {
+		sizes := []int{4, 5, 6, 8, 9, 16, 64, 256}
+		if n, err := strconv.Atoi(strings.TrimPrefix(what[i], "batch")); err == nil {
+			sizes = []int{n}
+		}
+		for _, n := range sizes {
 			var batch []kernels.Step
 			for i := range n {
 				st, err := e.NewState()
