@@ -10,18 +10,18 @@ func (e *Engine) forwardBlock() {
 	b.gateIn.Resize(n, d, k.block.gates.w.Enc)
 	e.prepare(&k.block.qkvo, b.x, d, n, true)
 	e.tokens(n, (*Engine).setGateToken)
-	e.pool.run(e.phases.mix)
+	e.share(&k.block.qkvo, e.phases.mix)
 
 	e.runCells()
 
 	e.prepare(&k.block.out, b.h, cfg.VDim, n, false)
-	e.pool.run(e.phases.out)
+	e.share(&k.block.out, e.phases.out)
 
 	e.prepare(&k.block.gateUp, b.x, d, n, true)
-	e.pool.run(e.phases.gateUp)
+	e.shareRows(cfg.FFNDim, &k.block.gateUp, e.phases.gateUp)
 
 	e.prepare(&k.block.down, b.gateUp, 2*cfg.FFNDim, n, false)
-	e.pool.run(e.phases.down)
+	e.share(&k.block.down, e.phases.down)
 }
 
 // setGateToken makes the normed vector of token i, which prepare left in u, the gates' input too: their rows are float32
@@ -33,11 +33,12 @@ func (e *Engine) setGateToken(i int) {
 
 func (e *Engine) mixPhase(w int) {
 	cfg, b, bl := e.cfg, &e.buf, e.work.block
-	lo, hi := split(2*cfg.NumHeads, 1, w, e.pool.n)
-	e.product(&bl.gates, &b.gateIn, b.gates, 2*cfg.NumHeads, false, lo, hi, w)
-	rows := bl.qkvo.w.Rows
-	lo, hi = split(rows, rowUnit, w, e.pool.n)
-	e.product(&bl.qkvo, &b.acts, b.qkvo, rows, false, lo, hi, w)
+	for lo, hi := e.take(); lo < hi; lo, hi = e.take() {
+		if lo == 0 { // whoever begins
+			e.product(&bl.gates, &b.gateIn, b.gates, 2*cfg.NumHeads, false, 0, 2*cfg.NumHeads, w)
+		}
+		e.product(&bl.qkvo, &b.acts, b.qkvo, bl.qkvo.w.Rows, false, lo, hi, w)
+	}
 }
 
 func (e *Engine) outPhase(w int) { e.residualPhase(&e.work.block.out, w) }
@@ -46,18 +47,20 @@ func (e *Engine) downPhase(w int) { e.residualPhase(&e.work.block.down, w) }
 
 // residualPhase adds l's product to the residual stream.
 func (e *Engine) residualPhase(l *linear, w int) {
-	lo, hi := split(l.w.Rows, rowUnit, w, e.pool.n)
-	e.product(l, &e.buf.acts, e.buf.x, l.w.Rows, true, lo, hi, w)
+	for lo, hi := e.take(); lo < hi; lo, hi = e.take() {
+		e.product(l, &e.buf.acts, e.buf.x, l.w.Rows, true, lo, hi, w)
+	}
 }
 
 // gateUpPhase computes the same rows of gate and of up, and with them silu(gate)*up.
 func (e *Engine) gateUpPhase(w int) {
 	f, b, l := e.cfg.FFNDim, &e.buf, &e.work.block.gateUp
-	lo, hi := split(f, rowUnit, w, e.pool.n)
-	e.product(l, &b.acts, b.gateUp, 2*f, false, lo, hi, w)
-	e.product(l, &b.acts, b.gateUp, 2*f, false, f+lo, f+hi, w)
-	for i := range e.work.n {
-		row := b.gateUp[i*2*f : (i+1)*2*f]
-		simd.SiluMul(row[lo:hi], row[lo:hi], row[f+lo:f+hi])
+	for lo, hi := e.take(); lo < hi; lo, hi = e.take() {
+		e.product(l, &b.acts, b.gateUp, 2*f, false, lo, hi, w)
+		e.product(l, &b.acts, b.gateUp, 2*f, false, f+lo, f+hi, w)
+		for i := range e.work.n {
+			row := b.gateUp[i*2*f : (i+1)*2*f]
+			simd.SiluMul(row[lo:hi], row[lo:hi], row[f+lo:f+hi])
+		}
 	}
 }

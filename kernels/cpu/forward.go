@@ -30,6 +30,7 @@ type work struct {
 	n       int          // tokens in the piece
 	parts   int          // shares of a head's columns
 	next    atomic.Int64 // cell task
+	shares  shares       // of rows
 	rows    []int
 	in      []float32 // input of prepare, its distance between vectors and its width
 	ld      int
@@ -46,9 +47,6 @@ const headRows = 32
 
 // serialTokens is the number of tokens up to which norms are computed by the calling worker, since waking others costs more.
 const serialTokens = 2
-
-// runRows is how many rows of a product a worker computes between two looks at the context.
-const runRows = 512
 
 func (b *buffers) init(cfg *format.Config, workers int) {
 	b.scratch = make([]scratch, workers)
@@ -155,29 +153,40 @@ func (e *Engine) observeInput(l *linear, n int) {
 	e.observe(l.name, x, n, k.cols)
 }
 
+// share runs a phase in which workers take shares of l's rows.
+func (e *Engine) share(l *linear, phase func(worker int)) { e.shareRows(l.w.Rows, l, phase) }
+
+// shareRows does the same with rows of which each stands for as many of l as l has more.
+func (e *Engine) shareRows(rows int, l *linear, phase func(worker int)) {
+	e.work.shares.reset(rows, int(l.w.Enc.ValueRowBytes(l.w.Cols))*(l.w.Rows/rows), e.pool.n)
+	e.pool.run(phase)
+}
+
+// take is a worker's next share of rows, empty at the end and where the context has ended.
+func (e *Engine) take() (lo, hi int) {
+	if e.stop() {
+		return 0, 0
+	}
+	return e.work.shares.take()
+}
+
 // product computes rows [lo, hi) of l for all vectors of a: dst[i*ldd+r] = W[r] x[i] + b[r], added to dst where add is set.
 func (e *Engine) product(l *linear, a *simd.Acts, dst []float32, ldd int, add bool, lo, hi, w int) {
-	for r := lo; r < hi && !e.stop(); r += runRows {
-		end := min(r+runRows, hi)
-		if add {
-			l.w.MulAdd(dst, ldd, a, r, end, &e.buf.scratch[w].mul)
-		} else {
-			l.w.Mul(dst, ldd, a, r, end, &e.buf.scratch[w].mul)
-		}
-		if l.bias == nil {
-			continue
-		}
-		for i := range a.N() {
-			row := dst[i*ldd+r : i*ldd+end]
-			for j, v := range l.bias[r:end] {
-				row[j] += v
-			}
+	if add {
+		l.w.MulAdd(dst, ldd, a, lo, hi, &e.buf.scratch[w].mul)
+	} else {
+		l.w.Mul(dst, ldd, a, lo, hi, &e.buf.scratch[w].mul)
+	}
+	if l.bias == nil {
+		return
+	}
+	for i := range a.N() {
+		row := dst[i*ldd+lo : i*ldd+hi]
+		for j, v := range l.bias[lo:hi] {
+			row[j] += v
 		}
 	}
 }
-
-// rowUnit is what shares of rows are multiples of: kernels take several rows at a time.
-const rowUnit = 32
 
 // forwardHead computes what the piece's steps ask for: logits, and log probabilities of targets.
 func (e *Engine) forwardHead(p *pieces) {
@@ -213,7 +222,7 @@ func (e *Engine) headRun(rows []int) {
 	e.prepare(&e.head, b.x, d, len(rows), cfg.OutNorm)
 	b.logits = grow(b.logits, len(rows)*v)
 	e.work.rows = rows
-	e.pool.run(e.phases.head)
+	e.share(&e.head, e.phases.head)
 	if e.stop() {
 		return
 	}
@@ -222,9 +231,11 @@ func (e *Engine) headRun(rows []int) {
 
 func (e *Engine) headPhase(w int) {
 	v, b := e.cfg.VocabSize, &e.buf
-	lo, hi := split(v, rowUnit, w, e.pool.n)
-	e.product(&e.head, &b.acts, b.logits, v, false, lo, hi, w)
-	if e.cfg.OutputSoftCap > 0 {
+	for lo, hi := e.take(); lo < hi; lo, hi = e.take() {
+		e.product(&e.head, &b.acts, b.logits, v, false, lo, hi, w)
+		if e.cfg.OutputSoftCap == 0 {
+			continue
+		}
 		for j := range e.work.rows {
 			simd.SoftCap(b.logits[j*v+lo:j*v+hi], float32(e.cfg.OutputSoftCap))
 		}

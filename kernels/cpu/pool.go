@@ -27,8 +27,9 @@ type parking struct {
 	_      [48]byte // keeps two parkings off one cache line
 }
 
-// spins is how often a waiter looks before it sleeps: some 20 microseconds, longer than the gaps between the phases of a token.
-const spins = 1 << 12
+// spins is how often a waiter looks before it sleeps: some 80 microseconds, longer than the gaps between the phases of a token.
+// Waking a sleeper takes as long.
+const spins = 1 << 14
 
 func newPool(n int) *pool {
 	p := &pool{n: n, idle: make([]parking, n-1)}
@@ -120,4 +121,49 @@ func split(total, unit, w, n int) (lo, hi int) {
 	lo = min(units*w/n*unit, total)
 	hi = min(units*(w+1)/n*unit, total)
 	return lo, hi
+}
+
+// shares hands out a phase's rows to whoever comes: large shares first, small ones at the end, so that all workers end together
+// however fast each of them is.
+type shares struct {
+	next  atomic.Int64
+	total int
+	least int // size of the smallest share
+	n     int // workers
+}
+
+const (
+	// rowUnit is what shares of rows are multiples of: kernels take several rows at a time.
+	rowUnit = 32
+	// mostRows is the largest share: what a worker computes between two looks at the context.
+	mostRows = 512
+	// leastBytes is about the size of the smallest share's weights: some microseconds, against which taking it costs little.
+	leastBytes = 64 << 10
+)
+
+// reset begins handing out total rows of so many bytes.
+func (s *shares) reset(total, rowBytes, workers int) {
+	units := func(n int) int { return max(1, (n+rowUnit-1)/rowUnit) }
+	s.total, s.n = total, workers
+	s.least = rowUnit * min(units(leastBytes/max(1, rowBytes)), units((total+workers-1)/workers))
+	s.next.Store(0)
+}
+
+// take gives the next share [lo, hi), empty where none is left.
+func (s *shares) take() (lo, hi int) {
+	for {
+		at := s.next.Load()
+		left := s.total - int(at)
+		if left <= 0 {
+			return s.total, s.total
+		}
+		n := min(left/(2*s.n), mostRows)
+		if n >= 4*rowUnit {
+			n &^= 4*rowUnit - 1
+		}
+		n = min(max(n&^(rowUnit-1), s.least), left)
+		if s.next.CompareAndSwap(at, at+int64(n)) {
+			return int(at), int(at) + n
+		}
+	}
 }

@@ -1,6 +1,7 @@
 package cpu
 
 import (
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -49,6 +50,49 @@ func TestSplitCoversAll(t *testing.T) {
 			}
 			if end != total {
 				t.Fatalf("%d shares of %d end at %d", n, total, end)
+			}
+		}
+	}
+}
+
+// TestShares: whatever the workers take, each row is handed out once, in order, in multiples of the unit.
+func TestShares(t *testing.T) {
+	for _, total := range []int{0, 1, 31, 32, 33, 100, 4096, 10944, 50304} {
+		for _, rowBytes := range []int{32, 2048, 21888, 1 << 20} {
+			for _, n := range []int{1, 2, 3, 64} {
+				var s shares
+				s.reset(total, rowBytes, n)
+				var lock sync.Mutex
+				taken := make([]int, total)
+				var all sync.WaitGroup
+				for range n {
+					all.Go(func() {
+						for {
+							lo, hi := s.take()
+							if lo == hi {
+								return
+							}
+							lock.Lock()
+							if lo%rowUnit != 0 || hi-lo > max(mostRows, s.least) || hi != total && (hi-lo)%rowUnit != 0 {
+								t.Errorf("share %d to %d of %d", lo, hi, total)
+							}
+							for i := lo; i < hi; i++ {
+								taken[i]++
+							}
+							lock.Unlock()
+						}
+					})
+				}
+				all.Wait()
+				for i, c := range taken {
+					if c != 1 {
+						t.Fatalf("%d rows, %d workers: row %d was taken %d times", total, n, i, c)
+					}
+				}
+				s.reset(total, rowBytes, n)
+				if lo, hi := s.take(); n > 1 && total > n*rowUnit && hi-lo > total/n+rowUnit {
+					t.Errorf("%d rows, %d workers: the first share has %d", total, n, hi-lo)
+				}
 			}
 		}
 	}

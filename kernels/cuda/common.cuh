@@ -42,8 +42,8 @@ constexpr int SLICE = 32;
 
 __device__ __forceinline__ float softcap(float z, float c) { return c > 0.f ? c * tanhf(z) : z; }
 __device__ __forceinline__ float logsigmoid(float f) { return fminf(f, 0.f) - log1pf(expf(-fabsf(f))); }
-__device__ __forceinline__ float sigmoidf(float x) { return 1.f / (1.f + __expf(-x)); }
-__device__ __forceinline__ float siluf(float x) { return x / (1.f + __expf(-x)); }
+__device__ __forceinline__ float sigmoidf(float x) { return __fdividef(1.f, 1.f + __expf(-x)); }
+__device__ __forceinline__ float siluf(float x) { return __fdividef(x, 1.f + __expf(-x)); }
 
 __device__ __forceinline__ float warpSum(float v) {
 #pragma unroll

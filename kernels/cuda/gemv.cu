@@ -114,26 +114,28 @@ __device__ __forceinline__ void gemvBody(const GemvArgs& a) {
   loadScales(curS, curTile);
   launchDependents();
 
-  // Zeros behind the rows' ends, then the activations.
-  const halfSink<ENC> sink{xs, xStride, a.n, a.split};
-  {
+  waitPredecessor();
+  if (canLoadOne(a)) {
+    loadOne<ENC, GS, ASYM>(a, xs, xStride, S * SV, red, rs, corr, sums);
+  } else {
+    // Zeros behind the rows' ends, then the activations.
+    const halfSink<ENC> sink{xs, xStride, a.n, a.split};
     int from = a.w.cols, len = S * SV - from;
     for (int c = 0; c < a.n; c++)
       for (int i = tid; i < len; i += WARPS * 32) sink.one(c, from + i, 0.f);
-  }
-  waitPredecessor();
-  loadX(a, a.w.cols, red, rs, sink);
-  if constexpr (ENC != ENC_F16) {
-    groupSums<ENC, GS, ASYM>(xs, xStride, cols, cols2, S * SV, corr, sums);
-    __syncthreads();
-    if (ENC == ENC_I8 && tid < a.n) {  // read after the first tile's barrier
-      float v = 0.f;
-      for (int w = 0; w < WARPS; w++) {
-        v += corr[w * cols2 + tid];
-        if (a.split) v += corr[w * cols2 + tid + a.n];
-      }
-      over[tid] = v;
+    loadX(a, a.w.cols, red, rs, sink);
+    if constexpr (ENC != ENC_F16) {
+      groupSums<ENC, GS, ASYM>(xs, xStride, cols, cols2, S * SV, corr, sums);
+      __syncthreads();
     }
+  }
+  if (ENC == ENC_I8 && tid < a.n) {  // read after the first tile's barrier
+    float v = 0.f;
+    for (int w = 0; w < WARPS; w++) {
+      v += corr[w * cols2 + tid];
+      if (a.split) v += corr[w * cols2 + tid + a.n];
+    }
+    over[tid] = v;
   }
 
   const uint32_t xAddr = smemAddr(xs) + min(lane & 7, cols - 1) * xStride + ((lane >> 3) << 4);

@@ -18,7 +18,7 @@ type Acts struct {
 	ldf int
 	// int8, int4: quantized values [n, ldq], their scales [n, lds], and for int4 what a group's offset is multiplied by [n, lds]:
 	// the sum of its values, or with symmetric encodings and dot products -8 times that, the offset being the group's scale. For
-	// int4's dot products the values are in the order of genericPermute.
+	// int4's dot products the values are in bytes: see genericPermute.
 	q    []int16
 	ldq  int
 	s    []float32
@@ -29,6 +29,9 @@ type Acts struct {
 // actBlock is the number of activations that share a scale, for int8 without groups. With groups it is the group.
 const actBlock = 256
 
+// actMax is the magnitude of a block's largest quantized value: the largest whose upper byte, rounded, is a signed one.
+const actMax = 127*256 + 127
+
 // N is the number of vectors.
 func (a *Acts) N() int { return a.n }
 
@@ -38,7 +41,7 @@ func (a *Acts) Cols() int { return a.cols }
 // Resize makes room for n vectors of cols values, for products with matrices in encoding enc. All n must be set after it.
 func (a *Acts) Resize(n, cols int, enc format.Encoding) {
 	a.n, a.cols, a.enc = n, cols, enc
-	a.tiles = n > SmallBatch
+	a.tiles = n > SmallBatch(enc)
 	switch enc.Kind {
 	case format.Int8, format.Int4:
 		a.block = enc.Group

@@ -38,12 +38,11 @@ func avx2Path() *Path {
 		peakInt:       func(n int) { peakIntAVX2(peakRounds(n, 16)) },
 		vectorOps:     avx2VectorOps,
 	}
-	p.dots[format.FP32] = []dotKernel{{2, dotF32x2AVX2}, {1, dotF32x1AVX2}}
-	p.dots[format.FP16] = []dotKernel{{2, dotF16x2AVX2}, {1, dotF16x1AVX2}}
-	p.dots[format.BF16] = []dotKernel{{2, dotBF16x2AVX2}, {1, dotBF16x1AVX2}}
-	p.dots[format.Int8] = []dotKernel{{2, dotI8x2AVX2}, {1, dotI8x1AVX2}}
-	p.dots[format.Int4] = []dotKernel{{2, dotI4x2AVX2}, {1, dotI4x1AVX2}}
-	p.rows = [...]func(*dotArgs){format.FP16: dotRowsF16AVX2, format.BF16: dotRowsBF16AVX2, format.Int8: dotRowsI8AVX2}
+	p.dots[format.FP32] = []dotKernel{{n: 2, run: dotF32x2AVX2}, {n: 1, run: dotF32x1AVX2}}
+	p.dots[format.FP16] = []dotKernel{{n: 2, run: dotF16x2AVX2}, {n: 1, run: dotF16x1AVX2}}
+	p.dots[format.BF16] = []dotKernel{{n: 2, run: dotBF16x2AVX2}, {n: 1, run: dotBF16x1AVX2}}
+	p.dots[format.Int8] = []dotKernel{{n: 2, run: dotI8x2AVX2}, {n: 1, run: dotI8x1AVX2, one: dotI8One1AVX2}}
+	p.dots[format.Int4] = []dotKernel{{n: 2, run: dotI4x2AVX2}, {n: 1, run: dotI4x1AVX2}}
 	p.widen[format.FP32] = genericWidenF32
 	p.widen[format.FP16] = widenF16AVX2
 	p.widen[format.BF16] = widenBF16AVX2
@@ -64,12 +63,11 @@ func avx512Path() *Path {
 	p.step = stepAVX512
 	p.peakFloat = func(n int) { peakFloatAVX512(peakRounds(n, 16)) }
 	p.peakInt = func(n int) { peakIntAVX512(peakRounds(n, 32)) }
-	p.dots[format.FP32] = []dotKernel{{2, dotF32x2AVX512}, {1, dotF32x1AVX512}}
-	p.dots[format.FP16] = []dotKernel{{4, dotF16x4AVX512}, {2, dotF16x2AVX512}, {1, dotF16x1AVX512}}
-	p.dots[format.BF16] = []dotKernel{{4, dotBF16x4AVX512}, {2, dotBF16x2AVX512}, {1, dotBF16x1AVX512}}
-	p.dots[format.Int8] = []dotKernel{{2, dotI8x2AVX512}, {1, dotI8x1AVX512}}
-	p.dots[format.Int4] = []dotKernel{{2, dotI4x2AVX512}, {1, dotI4x1AVX512}}
-	p.rows = [...]func(*dotArgs){format.FP16: dotRowsF16AVX512, format.BF16: dotRowsBF16AVX512, format.Int8: dotRowsI8AVX512}
+	p.dots[format.FP32] = []dotKernel{{n: 2, run: dotF32x2AVX512}, {n: 1, run: dotF32x1AVX512}}
+	p.dots[format.FP16] = []dotKernel{{n: 4, run: dotF16x4AVX512}, {n: 2, run: dotF16x2AVX512}, {n: 1, run: dotF16x1AVX512}}
+	p.dots[format.BF16] = []dotKernel{{n: 4, run: dotBF16x4AVX512}, {n: 2, run: dotBF16x2AVX512}, {n: 1, run: dotBF16x1AVX512}}
+	p.dots[format.Int8] = []dotKernel{{n: 2, run: dotI8x2AVX512}, {n: 1, run: dotI8x1AVX512, one: dotI8One1AVX512}}
+	p.dots[format.Int4] = []dotKernel{{n: 4, run: dotI4x4AVX512, paired: true}, {n: 2, run: dotI4x2AVX512}, {n: 1, run: dotI4x1AVX512}}
 	return p
 }
 

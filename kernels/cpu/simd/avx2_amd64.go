@@ -41,13 +41,7 @@ func dotI8x2AVX2(a *dotArgs)
 func dotI4x2AVX2(a *dotArgs)
 
 //go:noescape
-func dotRowsF16AVX2(a *dotArgs)
-
-//go:noescape
-func dotRowsBF16AVX2(a *dotArgs)
-
-//go:noescape
-func dotRowsI8AVX2(a *dotArgs)
+func dotI8One1AVX2(a *dotArgs)
 
 //go:noescape
 func floatTilex6AVX2(a *tileArgs)

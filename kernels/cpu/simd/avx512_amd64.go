@@ -47,13 +47,10 @@ func dotF16x4AVX512(a *dotArgs)
 func dotBF16x4AVX512(a *dotArgs)
 
 //go:noescape
-func dotRowsF16AVX512(a *dotArgs)
+func dotI4x4AVX512(a *dotArgs)
 
 //go:noescape
-func dotRowsBF16AVX512(a *dotArgs)
-
-//go:noescape
-func dotRowsI8AVX512(a *dotArgs)
+func dotI8One1AVX512(a *dotArgs)
 
 //go:noescape
 func floatTilex12AVX512(a *tileArgs)

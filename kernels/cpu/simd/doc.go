@@ -15,11 +15,11 @@
 //	m.Mul(dst, ldd, &a, r0, r1, &scratch)      // rows r0 to r1, by any worker
 //
 // Preparing: for fp32, fp16 and bf16 the vectors are kept in float32. For int8 and int4 they are quantized to int16, by blocks
-// of 32 to 256 values with one float32 scale each (the block's largest magnitude / 32767), so that a product is the sum of
-// integers over a block, which is exact, times scales in float32. The error of an activation is at most 2^-16 of its block's
-// largest magnitude. The sums cannot overflow: 127 * 32767 * 256 < 2^31.
+// of 32 to 256 values with one float32 scale each (the block's largest magnitude / 32639), so that a product is the sum of
+// integers over a block, which is exact, times scales in float32. The error of an activation is at most a 65278th of its block's
+// largest magnitude. The sums cannot overflow: 127 * 32639 * 256 < 2^31.
 //
-// Order of sums: up to SmallBatch vectors take the way of dot products, which reads each weight from memory once; more take the
+// Order of sums: up to SmallBatch vectors (16 or 32) take the way of dot products, which reads each weight from memory once; more take the
 // way of packed tiles. Within one way and one path, a result depends on its row and its vector alone, bit for bit: not on r0 and
 // r1, nor on n. Between ways and between paths results differ by float32 rounding of sums.
 //

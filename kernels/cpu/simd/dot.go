@@ -16,10 +16,11 @@ type Scratch struct {
 	tile  tileArgs
 	scale scaleArgs
 
-	sc []float32 // dots: scales of four rows, or of rowsRun
-	y  []float32 // dots: results of rowsRun rows
+	sc []float32 // dots: scales of rows
+	y  []float32 // dots: results of rows
 	w  []float32 // tiles: packed weights
 	ws []float32 // tiles: scales of packed weights
+	rs []float32 // tiles: scales of rows
 	c  []float32 // tiles: results
 	t  []float32 // tiles: rows on their way into tiles
 	a  []float32 // Gemm: A transposed
@@ -40,45 +41,125 @@ func (p *Path) mul(m *Matrix, dst []float32, ldd int, a *Acts, r0, r1 int, s *Sc
 	case r0 >= r1 || a.n == 0:
 	case a.tiles:
 		p.mulTiles(m, dst, ldd, a, r0, r1, s, add)
-	case a.n == 1:
-		p.mulOne(m, dst, a, r0, r1, s, add)
 	default:
 		p.mulDots(m, dst, ldd, a, r0, r1, s, add)
 	}
 }
 
-// prefetchAhead is the least distance, in bytes, between what is multiplied and what is prefetched: from some 32 KB on, rates of
-// all encodings were level.
-const prefetchAhead = 48 << 10
+const (
+	// streamAhead is the distance in bytes between what is multiplied and what is prefetched, of each stream. It was measured, as was
+	// int4's, whose arithmetic takes longer.
+	streamAhead     = 1536
+	streamAheadInt4 = 4 << 10
+	// rowsRun is how many rows of each stream a kernel takes in one call at most; scaleBytes, about how large their scales may be,
+	// which are made before: they, the vector and what is on its way share the first-level cache.
+	rowsRun    = 16
+	scaleBytes = 8 << 10
+	// oneBytes is the size of a vector of integers up to which one stream is read faster than four.
+	oneBytes = 8 << 10
+)
 
-// mulDots goes over the matrix four rows at a time. Rows are read from memory once: the second and further vectors find them in
-// the cache.
+// mulDots goes over the matrix in four streams, each a quarter of the rows. Rows are read from memory once: the second and further
+// vectors find them in the cache.
 func (p *Path) mulDots(m *Matrix, dst []float32, ldd int, a *Acts, r0, r1 int, s *Scratch, add bool) {
-	rowBytes := m.rowBytes()
-	values := unsafe.Pointer(unsafe.SliceData(m.Values[:m.Rows*rowBytes]))
-	ahead := max(4*rowBytes, prefetchAhead)
 	d := &s.dot
 	d.n = uintptr(format.PaddedCols(m.Cols))
 	d.block = uintptr(a.block)
 	if m.Enc.Kind == format.Int4 {
 		d.setInt4()
 	}
-	for r := r0; r < r1; r += 4 {
+	o := dotRows{m: m, dst: dst, ldd: ldd, acts: a, add: add, wanted: 4, step: 1}
+	rows := (r1 - r0) / 4
+	if o.one = a.n == 1 && 2*a.cols <= oneBytes && p.dotKernel(m.Enc.Kind, 1).one != nil; o.one {
+		o.step = 4
+	}
+	run := p.rowsAtOnce(m, a)
+	for i := 0; i < rows; i += run {
+		for j := range o.first {
+			if o.first[j] = r0 + j*rows + i; o.one {
+				o.first[j] = r0 + 4*i + j
+			}
+		}
+		o.rows = min(run, rows-i)
+		p.runDots(&o, s)
+	}
+	o.wanted, o.rows, o.step, o.one = (r1-r0)%4, 1, 1, false
+	if o.wanted == 0 {
+		return
+	}
+	for j := range o.first {
+		// Behind the last row comes the last row again: what is computed of it is dropped.
+		o.first[j] = min(r0+4*rows+j, r1-1)
+	}
+	p.runDots(&o, s)
+}
+
+// dotRows are rows of a matrix, four at a time: the first four, and how many rows on the next of each are. Of the four, the first
+// so many are wanted.
+type dotRows struct {
+	m      *Matrix
+	dst    []float32
+	ldd    int
+	acts   *Acts
+	add    bool
+	first  [4]int
+	step   int
+	rows   int // how many times four
+	wanted int
+	one    bool // in one stream
+}
+
+// rowsAtOnce is how many rows of each stream a kernel takes in one call. Where several calls share them, they have to stay in the
+// cache.
+func (p *Path) rowsAtOnce(m *Matrix, a *Acts) int {
+	ks := p.dots[m.Enc.Kind]
+	switch {
+	case a.n > ks[0].n:
+		return 1
+	case m.Enc.Group == 0:
+		return rowsRun
+	case !p.wholeScales(m.Enc.Groups(m.Cols)):
+		return 1
+	}
+	return min(max(1, scaleBytes/(4*4*a.lds*a.n)), rowsRun)
+}
+
+// runDots multiplies the rows with all vectors, as many at a time as kernels take.
+func (p *Path) runDots(o *dotRows, s *Scratch) {
+	m, a, d := o.m, o.acts, &s.dot
+	rowBytes := m.rowBytes()
+	values := unsafe.Pointer(unsafe.SliceData(m.Values[:m.Rows*rowBytes]))
+	ahead := uintptr(streamAhead)
+	if m.Enc.Kind == format.Int4 {
+		ahead = streamAheadInt4
+	}
+	calls := 0
+	for i := 0; i < a.n; i += p.dotKernel(m.Enc.Kind, a.n-i).n {
+		calls++
+	}
+	call := 0
+	for i := 0; i < a.n; {
+		k := p.dotKernel(m.Enc.Kind, a.n-i)
 		for j := range d.w {
-			// Behind the last row comes the last row again: what is computed of it is dropped.
-			d.w[j] = unsafe.Add(values, min(r+j, r1-1)*rowBytes)
+			d.w[j] = unsafe.Add(values, o.first[j]*rowBytes)
+			d.ahead[j] = ahead
+			if k.paired || calls > 1 {
+				// The next row. Calls share the asking for it.
+				d.ahead[j] = 0
+				if j*calls/4 == call {
+					d.ahead[j] = uintptr(rowBytes)
+				}
+			}
 		}
-		// Behind r1 stands what the next call is likely to want. At the end the address stays within the matrix: a prefetch
-		// cannot fault, but no pointer may leave its object.
-		d.next = unsafe.Add(values, min(r*rowBytes+ahead, (m.Rows-1)*rowBytes))
-		for i := 0; i < a.n; {
-			k := p.dotKernel(m.Enc.Kind, a.n-i)
-			p.setDot(m, a, s, r, r1, i, k.n)
+		p.setDot(o, s, i, k.n)
+		if o.one {
+			k.one(d)
+		} else {
 			k.run(d)
-			s.store(m, dst[i*ldd:], ldd, r, min(r+4, r1), k.n, add)
-			d.next = d.w[0] // it is on its way: nothing new to ask for
-			i += k.n
 		}
+		s.store(o, i, k.n)
+		i += k.n
+		call++
 	}
 }
 
@@ -93,33 +174,53 @@ func (p *Path) dotKernel(kind format.Kind, n int) *dotKernel {
 	return nil // not reached: the last takes one
 }
 
-// setDot points the kernel to vectors [i, i+n) and makes the scales of four rows from r.
-func (p *Path) setDot(m *Matrix, a *Acts, s *Scratch, r, r1, i, n int) {
-	d := &s.dot
-	switch m.Enc.Kind {
-	case format.Int8, format.Int4:
-	default:
+// setDot points the kernel to vectors [i, i+n) and to the results, and makes the rows' scales.
+func (p *Path) setDot(o *dotRows, s *Scratch, i, n int) {
+	m, a, d := o.m, o.acts, &s.dot
+	s.y = growAligned(s.y, 4*o.rows*n)
+	d.rows, d.results, d.ldr = uintptr(o.rows), unsafe.Pointer(&s.y[0]), uintptr(4*4*o.rows)
+	if !m.quantized() {
 		d.x, d.ldx = unsafe.Pointer(&a.f[i*a.ldf]), uintptr(4*a.ldf)
 		return
 	}
 	d.x, d.ldx = unsafe.Pointer(&a.q[i*a.ldq]), uintptr(2*a.ldq)
+	d.ldsc = uintptr(4 * a.lds)
 	if m.Enc.Group == 0 {
-		d.sc, d.ldsc, d.ldscx = unsafe.Pointer(&a.s[i*a.lds]), 0, uintptr(4*a.lds)
-		return
+		d.scNext = 0
+		s.sc = growAligned(s.sc, 4*n*a.lds)
+		for j := range 4 {
+			copy(s.sc[j*n*a.lds:(j+1)*n*a.lds], a.s[i*a.lds:])
+		}
+	} else {
+		d.scNext = uintptr(4 * 4 * n * a.lds)
+		s.sc = growAligned(s.sc, 4*o.rows*n*a.lds)
+		for v := range n {
+			p.setScales(o, s, i+v, s.sc[v*a.lds:], n, s.y[4*o.rows*v:])
+		}
 	}
-	s.sc = growAligned(s.sc, 16*a.lds)
-	d.sc, d.ldsc, d.ldscx = unsafe.Pointer(&s.sc[0]), uintptr(4*a.lds), uintptr(4*4*a.lds)
-	p.setScales(m, a, s, r, r1)
-	for v := range n {
-		c := &s.scale
-		c.out, c.totals = unsafe.Pointer(&s.sc[4*v*a.lds]), unsafe.Pointer(&d.out[4*v]) // what int4 kernels add their results to
-		c.s = unsafe.Pointer(&a.s[(i+v)*a.lds])
-		c.sums = unsafe.Pointer(&a.sums[(i+v)*a.lds])
-		p.runScales(m, c)
-	}
+	d.sc = unsafe.Pointer(&s.sc[0])
 }
 
-func (p *Path) runScales(m *Matrix, c *scaleArgs) {
+// setScales makes the scales of the rows for vector i, at a distance of n vectors' scales, and their totals.
+func (p *Path) setScales(o *dotRows, s *Scratch, i int, out []float32, n int, totals []float32) {
+	m, a, c := o.m, o.acts, &s.scale
+	groups := m.Enc.Groups(m.Cols)
+	c.n, c.ld, c.rows, c.next = uintptr(groups), uintptr(4*n*a.lds), uintptr(o.rows), uintptr(2*groups*o.step)
+	c.out, c.totals = unsafe.Pointer(&out[0]), unsafe.Pointer(&totals[0])
+	c.s, c.sums = unsafe.Pointer(&a.s[i*a.lds]), unsafe.Pointer(&a.sums[i*a.lds])
+	for j := range c.scales {
+		at := 2 * o.first[j] * groups
+		c.scales[j] = unsafe.Pointer(&m.Scales[at])
+		if m.Enc.Asymmetric {
+			c.offsets[j] = unsafe.Pointer(&m.Mins[at])
+		}
+	}
+	if !p.wholeScales(groups) {
+		c.setTails(0, &c.scales, p.scaleLanes)
+		if m.Enc.Asymmetric {
+			c.setTails(1, &c.offsets, p.scaleLanes)
+		}
+	}
 	if m.Enc.Asymmetric {
 		p.scalesOffsets(c)
 	} else {
@@ -130,41 +231,27 @@ func (p *Path) runScales(m *Matrix, c *scaleArgs) {
 // wholeScales reports whether the scales operation needs no tails for rows of so many groups.
 func (p *Path) wholeScales(groups int) bool { return p.scaleLanes == 0 || groups%p.scaleLanes == 0 }
 
-// setScales points the scales operation to four rows from r.
-func (p *Path) setScales(m *Matrix, a *Acts, s *Scratch, r, r1 int) {
-	c := &s.scale
-	groups := m.Enc.Groups(m.Cols)
-	c.n, c.ld, c.quads = uintptr(groups), uintptr(4*a.lds), 1
-	for j := range c.scales {
-		at := 2 * min(r+j, r1-1) * groups
-		c.scales[j] = unsafe.Pointer(&m.Scales[at])
-		if m.Enc.Asymmetric {
-			c.offsets[j] = unsafe.Pointer(&m.Mins[at])
-		}
-	}
-	if p.wholeScales(groups) {
-		return
-	}
-	c.setTails(0, &c.scales, p.scaleLanes)
-	if m.Enc.Asymmetric {
-		c.setTails(1, &c.offsets, p.scaleLanes)
-	}
-}
-
-// store takes the results of rows [r, end) and n vectors to dst.
-func (s *Scratch) store(m *Matrix, dst []float32, ldd, r, end, n int, add bool) {
-	perRow := m.Enc.Kind == format.Int8 && m.Enc.Group == 0
+// store takes the results of n vectors from i to where they belong.
+func (s *Scratch) store(o *dotRows, i, n int) {
+	perRow := o.m.Enc.Kind == format.Int8 && o.m.Enc.Group == 0
 	for v := range n {
-		out := dst[v*ldd+r : v*ldd+end]
-		for j := range out {
-			y := s.dot.out[4*v+j]
+		y := s.y[4*o.rows*v : 4*o.rows*(v+1)]
+		for j := range o.wanted {
+			out := o.dst[(i+v)*o.ldd+o.first[j]:][:(o.rows-1)*o.step+1]
 			if perRow {
-				y = float32(y * m.rowScale(r+j)) // no fusing with the addition
+				for t := range o.rows {
+					y[4*t+j] = float32(y[4*t+j] * o.m.rowScale(o.first[j]+t*o.step)) // no fusing with an addition
+				}
 			}
-			if add {
-				y += out[j]
+			if o.add {
+				for t := range o.rows {
+					out[t*o.step] += y[4*t+j]
+				}
+			} else {
+				for t := range o.rows {
+					out[t*o.step] = y[4*t+j]
+				}
 			}
-			out[j] = y
 		}
 	}
 }

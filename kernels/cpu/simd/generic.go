@@ -25,11 +25,11 @@ func genericPath() *Path {
 		peakInt:       func(n int) { runtime.KeepAlive(genericPeakInt(n)) },
 		vectorOps:     genericVectorOps,
 	}
-	p.dots[format.FP32] = []dotKernel{{1, genericDotF32}}
-	p.dots[format.FP16] = []dotKernel{{1, genericDotF16}}
-	p.dots[format.BF16] = []dotKernel{{1, genericDotBF16}}
-	p.dots[format.Int8] = []dotKernel{{1, genericDotI8}}
-	p.dots[format.Int4] = []dotKernel{{1, genericDotI4}}
+	p.dots[format.FP32] = []dotKernel{{n: 1, run: genericDotF32}}
+	p.dots[format.FP16] = []dotKernel{{n: 1, run: genericDotF16}}
+	p.dots[format.BF16] = []dotKernel{{n: 1, run: genericDotBF16}}
+	p.dots[format.Int8] = []dotKernel{{n: 1, run: genericDotI8}}
+	p.dots[format.Int4] = []dotKernel{{n: 1, run: genericDotI4}}
 	p.widen[format.FP32] = genericWidenF32
 	p.widen[format.FP16] = genericWidenF16
 	p.widen[format.BF16] = genericWidenBF16

@@ -8,10 +8,19 @@ import (
 
 // The plain kernels. They do the same integer arithmetic as the assembly; sums in float32 have another order.
 
+// eachRow gives f the values, the scales and the result of every row of every stream, for kernels of one vector.
+func (a *dotArgs) eachRow(rowBytes int, f func(w, sc unsafe.Pointer, result *float32)) {
+	results := unsafe.Slice((*float32)(a.results), 4*a.rows)
+	for i := range results {
+		row, stream := i/4, i%4
+		f(unsafe.Add(a.w[stream], row*rowBytes), unsafe.Add(a.sc, row*int(a.scNext)+stream*int(a.ldsc)), &results[i])
+	}
+}
+
 // genericDotF32 sums in float64, as all paths do for float32 weights: they are for those who want the model as it is.
 func genericDotF32(a *dotArgs) {
 	x := unsafe.Slice((*float32)(a.x), a.n)
-	for r, p := range a.w {
+	a.eachRow(4*len(x), func(p, _ unsafe.Pointer, result *float32) {
 		w := unsafe.Slice((*byte)(p), 4*len(x))
 		var s0, s1, s2, s3 float64
 		for i := 0; i < len(x); i += 4 {
@@ -21,13 +30,13 @@ func genericDotF32(a *dotArgs) {
 			s2 += float64(v[2]) * float64(math.Float32frombits(binary.LittleEndian.Uint32(u[8:])))
 			s3 += float64(v[3]) * float64(math.Float32frombits(binary.LittleEndian.Uint32(u[12:])))
 		}
-		a.out[r] = float32(s0 + s1 + (s2 + s3))
-	}
+		*result = float32(s0 + s1 + (s2 + s3))
+	})
 }
 
 func genericDotF16(a *dotArgs) {
 	x := unsafe.Slice((*float32)(a.x), a.n)
-	for r, p := range a.w {
+	a.eachRow(2*len(x), func(p, _ unsafe.Pointer, result *float32) {
 		w := unsafe.Slice((*byte)(p), 2*len(x))
 		var s0, s1, s2, s3 float32
 		for i := 0; i < len(x); i += 4 {
@@ -37,13 +46,13 @@ func genericDotF16(a *dotArgs) {
 			s2 += v[2] * half(binary.LittleEndian.Uint16(u[4:]))
 			s3 += v[3] * half(binary.LittleEndian.Uint16(u[6:]))
 		}
-		a.out[r] = s0 + s1 + (s2 + s3)
-	}
+		*result = s0 + s1 + (s2 + s3)
+	})
 }
 
 func genericDotBF16(a *dotArgs) {
 	x := unsafe.Slice((*float32)(a.x), a.n)
-	for r, p := range a.w {
+	a.eachRow(2*len(x), func(p, _ unsafe.Pointer, result *float32) {
 		w := unsafe.Slice((*byte)(p), 2*len(x))
 		var s0, s1, s2, s3 float32
 		for i := 0; i < len(x); i += 4 {
@@ -53,19 +62,18 @@ func genericDotBF16(a *dotArgs) {
 			s2 += v[2] * math.Float32frombits(uint32(u>>16)&0xffff0000)
 			s3 += v[3] * math.Float32frombits(uint32(u>>32)&0xffff0000)
 		}
-		a.out[r] = s0 + s1 + (s2 + s3)
-	}
+		*result = s0 + s1 + (s2 + s3)
+	})
 }
 
 // genericDotI8 sums a block in int32, then times its scale in float32.
 func genericDotI8(a *dotArgs) {
 	x := unsafe.Slice((*int16)(a.x), a.n)
 	block := int(a.block)
-	for r, p := range a.w {
+	a.eachRow(len(x), func(p, scales unsafe.Pointer, result *float32) {
 		w := unsafe.Slice((*int8)(p), len(x))
-		sc := unsafe.Slice((*float32)(unsafe.Add(a.sc, r*int(a.ldsc))), (len(x)+block-1)/block)
 		sum := float32(0)
-		for b, scale := range sc {
+		for b, scale := range unsafe.Slice((*float32)(scales), (len(x)+block-1)/block) {
 			xs, ws := x[b*block:min((b+1)*block, len(x))], w[b*block:]
 			ws = ws[:len(xs)]
 			var s0, s1, s2, s3 int32
@@ -78,42 +86,40 @@ func genericDotI8(a *dotArgs) {
 			}
 			sum += scale * float32(s0+s1+s2+s3)
 		}
-		a.out[r] = sum
-	}
+		*result = sum
+	})
 }
 
-// genericDotI4 begins with what is in out: the sums of the offsets.
+// genericDotI4 begins with what is in the results: the sums of the offsets.
 func genericDotI4(a *dotArgs) {
-	x := unsafe.Slice((*int16)(a.x), (a.n+127)/128*128)
+	x := unsafe.Slice((*int8)(a.x), (a.n+127)/128*256)
 	blocks := int(a.n) / 32
 	per := int(a.block) / 32
-	for r, p := range a.w {
+	a.eachRow(16*blocks, func(p, scales unsafe.Pointer, result *float32) {
 		w := unsafe.Slice((*byte)(p), 16*blocks)
-		sc := unsafe.Slice((*float32)(unsafe.Add(a.sc, r*int(a.ldsc))), (blocks+per-1)/per)
-		sum := a.out[r]
-		for g, scale := range sc {
+		sum := *result
+		for g, scale := range unsafe.Slice((*float32)(scales), (blocks+per-1)/per) {
 			var s int32
 			for b := g * per; b < min((g+1)*per, blocks); b++ {
-				s += genericBlockI4(w[16*b:], x[b/4*128+b%4*8:])
+				s += genericBlockI4(w[16*b:], x[b/4*256+b%4*16:])
 			}
 			sum += scale * float32(s)
 		}
-		a.out[r] = sum
-	}
+		*result = sum
+	})
 }
 
 // genericBlockI4 is the dot product of a block of 32 nibbles with x, in the order of genericPermute.
-func genericBlockI4(w []byte, x []int16) (s int32) {
+func genericBlockI4(w []byte, x []int8) int32 {
 	w = w[:16]
-	x0, x1, x2, x3 := x[:8], x[32:40], x[64:72], x[96:104]
-	for t := range 8 {
-		v := int32(binary.LittleEndian.Uint16(w[2*t:]))
-		s += v & 15 * int32(x0[t])
-		s += v >> 4 & 15 * int32(x1[t])
-		s += v >> 8 & 15 * int32(x2[t])
-		s += v >> 12 * int32(x3[t])
+	x0, x1, x2, x3 := x[:16], x[64:80], x[128:144], x[192:208]
+	var upper, lower int32
+	for t, b := range w {
+		low, high := int32(b&15), int32(b>>4)
+		upper += low*int32(x0[t]) + high*int32(x1[t])
+		lower += low*int32(x2[t]) + high*int32(x3[t])
 	}
-	return s
+	return upper<<8 + lower
 }
 
 // genericScales is the scales operation with the scales as offsets: see scaleArgs.
@@ -124,18 +130,18 @@ func genericScalesOffsets(a *scaleArgs) { genericScale(a, &a.offsets) }
 func genericScale(a *scaleArgs, offsets *[4]unsafe.Pointer) {
 	n := int(a.n)
 	s, sums := unsafe.Slice((*float32)(a.s), n), unsafe.Slice((*float32)(a.sums), n)
-	totals := unsafe.Slice((*float32)(a.totals), 4*a.quads)
-	for r := range totals {
-		behind := r / 4 * 4 * 2 * n // of the first four rows
-		out := unsafe.Slice((*float32)(unsafe.Add(a.out, r*int(a.ld))), n)
-		scale := unsafe.Slice((*byte)(unsafe.Add(a.scales[r%4], behind)), 2*n)
-		offset := unsafe.Slice((*byte)(unsafe.Add(offsets[r%4], behind)), 2*n)
+	totals := unsafe.Slice((*float32)(a.totals), 4*a.rows)
+	for i := range totals {
+		row := i / 4 * int(a.next)
+		out := unsafe.Slice((*float32)(unsafe.Add(a.out, i*int(a.ld))), n)
+		scale := unsafe.Slice((*byte)(unsafe.Add(a.scales[i%4], row)), 2*n)
+		offset := unsafe.Slice((*byte)(unsafe.Add(offsets[i%4], row)), 2*n)
 		total := float32(0)
 		for g := range out {
 			out[g] = s[g] * half(binary.LittleEndian.Uint16(scale[2*g:]))
 			total += sums[g] * half(binary.LittleEndian.Uint16(offset[2*g:]))
 		}
-		totals[r] = total
+		totals[i] = total
 	}
 }
 
@@ -152,7 +158,7 @@ func blockScale(top uint32) (scale, inverse float32) {
 	case m < tinyBlock:
 		return 0, 0
 	}
-	return m * (1. / 32767), 32767 / m
+	return m * (1. / actMax), actMax / m
 }
 
 // fillBlock fills a block that is not rounded and returns the sum of its values.
@@ -167,7 +173,7 @@ func fillBlock(out []int16, scale float32) float32 {
 	return float32(int(value) * len(out))
 }
 
-// genericQuantize rounds x, by blocks, to multiples of scales[b] = max|x| / 32767, ties to even, puts the sum of a block's
+// genericQuantize rounds x, by blocks, to multiples of scales[b] = max|x| / actMax, ties to even, puts the sum of a block's
 // integers to sums[b], exact for blocks up to 256, and fills what is left of row, scales and sums with zeros.
 func genericQuantize(row []int16, scales, sums, x []float32, block int) {
 	clear(row[len(x):])
@@ -197,20 +203,17 @@ func genericQuantize(row []int16, scales, sums, x []float32, block int) {
 	}
 }
 
-// genericPermute brings each 128 values of int4 activations into the order in which 64 bytes of nibbles give theirs, 16 bits at
-// a time: word t of block b (8 words a block of 32) holds values 2t, 2t+16, 2t+1 and 2t+17 of the block in its nibbles from low
-// to high. So the order is: nibble, block, word.
+// genericPermute takes each 128 values of int4 activations apart into signed bytes, 256*upper + lower, in the order in which 64
+// bytes of nibbles take them: the upper bytes of what low nibbles are multiplied with, values 0 to 15 of each block of 32, then
+// those of high nibbles, values 16 to 31; then the lower bytes of both.
 func genericPermute(row []int16) {
 	var tmp [128]int16
-	for ; len(row) >= 128; row = row[128:] {
+	for ; len(row) >= len(tmp); row = row[len(tmp):] {
 		copy(tmp[:], row)
-		for s := range 4 {
-			from := s%2*16 + s/2
-			for b := range 4 {
-				for t := range 8 {
-					row[s*32+b*8+t] = tmp[b*32+from+2*t]
-				}
-			}
+		to := (*[256]int8)(unsafe.Pointer(&row[0]))
+		for i, v := range tmp {
+			at := i%32/16*64 + i/32*16 + i%16
+			to[at], to[128+at] = int8((int32(v)+128)>>8), int8(v)
 		}
 	}
 }

@@ -123,7 +123,7 @@ func quantized(enc format.Encoding, x []float32) []float32 {
 		return x
 	}
 	var a Acts
-	a.Resize(SmallBatch+1, len(x), enc) // not permuted
+	a.Resize(SmallBatch(enc)+1, len(x), enc) // not permuted
 	genericPath().SetRow(&a, 0, x)
 	y := make([]float32, len(x))
 	for i := range y {

@@ -14,7 +14,6 @@ type Path struct {
 
 	dots          [format.Int4 + 1][]dotKernel                            // by kind; descending numbers of vectors, the last takes one
 	quantize      func(row []int16, scales, sums, x []float32, block int) // see genericQuantize
-	rows          [format.Int4]func(*dotArgs)                             // of one vector: see mulRows; nil or missing where there is none
 	permute       func(row []int16)                                       // see genericPermute
 	scales        func(a *scaleArgs)                                      // with the scales as offsets
 	scalesOffsets func(a *scaleArgs)
@@ -33,10 +32,13 @@ type Path struct {
 	vectorOps
 }
 
-// dotKernel multiplies four rows with n vectors.
+// dotKernel multiplies rows of four streams with n vectors, two streams at a time where paired is set. one, where there is one, does
+// the same with four rows of one stream.
 type dotKernel struct {
-	n   int
-	run func(*dotArgs)
+	n      int
+	run    func(*dotArgs)
+	paired bool
+	one    func(*dotArgs)
 }
 
 // tileKernel multiplies a packed tile with n vectors.
@@ -45,36 +47,35 @@ type tileKernel struct {
 	run func(*tileArgs)
 }
 
-// dotArgs are the arguments of dot kernels. The assembly knows the offsets of its fields.
+// dotArgs are the arguments of dot kernels, which go over successive rows of four streams. The assembly knows the offsets of its
+// fields.
 type dotArgs struct {
-	w     [4]unsafe.Pointer // four rows of values, n each
-	x     unsafe.Pointer    // the first vector: float32, or int16
-	ldx   uintptr           // bytes between vectors
-	sc    unsafe.Pointer    // integers: float32 scales of the blocks, [vector][row]
-	ldsc  uintptr           // bytes between the scales of rows; 0 where rows share them
-	ldscx uintptr           // bytes between the scales of vectors
-	n     uintptr           // values, a multiple of 32
-	block uintptr           // integers: values that share a scale
-	next  unsafe.Pointer    // what will be read next: prefetched, never loaded
-	out   [16]float32       // [vector][row]
+	w       [4]unsafe.Pointer // the streams' first rows of values, n each; the next follow without a gap
+	x       unsafe.Pointer    // the first vector: float32, int16, or int4's bytes
+	ldx     uintptr           // bytes between vectors
+	sc      unsafe.Pointer    // integers: float32 scales of the blocks, [row][stream][vector]
+	ldsc    uintptr           // bytes between successive scales of vectors, and of streams' last and first vectors
+	scNext  uintptr           // bytes between the scales of rows; 0 where rows share them
+	n       uintptr           // values, a multiple of 32
+	block   uintptr           // integers: values that share a scale
+	ahead   [4]uintptr        // bytes between what a stream reads and what is prefetched
+	rows    uintptr           // of each stream, at least 1
+	results unsafe.Pointer    // float32 [vector][row][stream]; int4 adds to them
+	ldr     uintptr           // bytes between the results of vectors
 
 	// Of int4, whose rows are taken 128 values at a time:
-	step    uintptr   // bytes of scales that many values have
-	mask    uint16    // which 32-bit words of 64 bytes of nibbles there are in the last, incomplete round
-	_       uint16    //
-	fifteen uint32    // 15 in each half
-	index   [16]int32 // which of the next scales belongs to each 4 nibbles of a row's word
-	masks   [16]int32 // mask, a word each
-
-	// Of the kernels of one vector, which go over successive rows from w[0]:
-	quads   uintptr        // rows / 4
-	results unsafe.Pointer // float32 [rows]
+	step  uintptr   // bytes of scales that many values have
+	mask  uint16    // which 32-bit words of 64 bytes of nibbles there are in the last, incomplete round
+	_     uint16    //
+	low   uint32    // 15 in each byte
+	index [16]int32 // which of the next scales belongs to each 4 bytes of a row's nibbles
+	masks [16]int32 // mask, a word each
 }
 
 // setInt4 fills what int4 needs of n and block.
 func (d *dotArgs) setInt4() {
 	d.step = 4 * 128 / d.block
-	d.fifteen = 0x000f000f
+	d.low = 0x0f0f0f0f
 	words := int(d.n%128) / 8
 	d.mask = 1<<words - 1
 	for i := range d.index {
@@ -100,11 +101,10 @@ type tileArgs struct {
 	lds    uintptr        // bytes between the scales of vectors
 }
 
-// scaleArgs are the arguments of the scales operation on quads times four rows: out[r][g] = scales[r][g]*s[g], and totals[r] = the
-// sum over g of offsets[r][g]*sums[g], where the offsets may be the scales themselves. Every fourth row of scales and of offsets
-// follows the one before without a gap. The assembly knows the offsets of its fields.
+// scaleArgs are the arguments of the scales operation on rows of four streams: out[i][r][g] = scales[r][i][g]*s[g] for row i of
+// stream r, and totals[i][r] = the sum over g of offsets[r][i][g]*sums[g], where the offsets may be the scales themselves. The assembly knows the offsets of its fields.
 type scaleArgs struct {
-	scales  [4]unsafe.Pointer // float16, of the first four rows
+	scales  [4]unsafe.Pointer // float16, of the streams' first rows
 	offsets [4]unsafe.Pointer // float16: minimums, where there are any
 	out     unsafe.Pointer    // float32
 	ld      uintptr           // bytes between rows of out
@@ -112,8 +112,9 @@ type scaleArgs struct {
 	s       unsafe.Pointer    // float32 scales of the vector's blocks, zero from n to the next multiple of 16
 	sums    unsafe.Pointer    // float32, likewise
 	totals  unsafe.Pointer    // float32
-	quads   uintptr           // 1 where n is not a multiple of Path.scaleLanes
+	rows    uintptr           // of each stream; 1 where n is not a multiple of Path.scaleLanes
 	_       uintptr           // the assembly's count
+	next    uintptr           // bytes between successive rows of a stream, of scales and of offsets
 	tails   [2][4][16]uint16  // scales and offsets from the last multiple of Path.scaleLanes on, then zeros
 }
 

@@ -1,6 +1,7 @@
 package simd
 
 import (
+	"encoding/binary"
 	"unsafe"
 
 	"xlstm/format"
@@ -23,6 +24,7 @@ func (p *Path) mulTiles(m *Matrix, dst []float32, ldd int, a *Acts, r0, r1 int, 
 		tiles := (rows + p.tileRows - 1) / p.tileRows
 		s.c = growAligned(s.c, tiles*a.n*p.tileRows)
 		clear(s.c)
+		p.widenScales(m, s, r, rows)
 		for k := 0; k < m.Cols; k += depth {
 			p.packMatrix(m, s, r, rows, k)
 			if !m.quantized() {
@@ -65,15 +67,34 @@ func (p *Path) packMatrix(m *Matrix, s *Scratch, r, rows, k int) {
 		}
 		p.transpose(bytesOf(&s.w[t*p.tileRows*units]), bytesOf(&wide[0]), uintptr(4*units), units, p.tileRows)
 		if m.quantized() {
-			p.packScales(m, s, t, r+t*p.tileRows, have, k)
+			p.packScales(m, s, t, have, k)
 		}
 	}
 }
 
 func bytesOf(x *float32) *byte { return (*byte)(unsafe.Pointer(x)) }
 
-// packScales fills the scales of tile t, [block][tileRows], for the blocks from column k on.
-func (p *Path) packScales(m *Matrix, s *Scratch, t, r, have, k int) {
+// widenScales fills s.rs with the scales of rows [r, r+rows), [row][group], where groups have scales of their own.
+func (p *Path) widenScales(m *Matrix, s *Scratch, r, rows int) {
+	groups := m.Enc.Groups(m.Cols)
+	if !m.quantized() || m.Enc.Group == 0 {
+		return
+	}
+	s.rs = growAligned(s.rs, rows*groups)
+	n := rows * groups
+	halves := m.Scales[2*r*groups : 2*(r*groups+n)]
+	whole := n &^ 31 // what the operation takes at a time
+	if whole > 0 {
+		p.widen[format.FP16](bytesOf(&s.rs[0]), &halves[0], whole)
+	}
+	for i := whole; i < n; i++ {
+		s.rs[i] = half(binary.LittleEndian.Uint16(halves[2*i:]))
+	}
+}
+
+// packScales fills the scales of tile t, [block][tileRows], for the blocks from column k on. Without groups they are 1, for
+// storeTiles multiplies with the row's scale.
+func (p *Path) packScales(m *Matrix, s *Scratch, t, have, k int) {
 	block := m.Enc.Group
 	if block == 0 {
 		block = actBlock
@@ -82,16 +103,17 @@ func (p *Path) packScales(m *Matrix, s *Scratch, t, r, have, k int) {
 	s.ws = growAligned(s.ws, runTiles*maxTileRows*depth/32)
 	ws := s.ws[t*blocks*p.tileRows:][:blocks*p.tileRows]
 	clear(ws)
-	for b := range blocks {
-		if k+b*block >= m.Cols {
-			break
-		}
-		for j := range have {
-			w := float32(1) // without groups storeTiles multiplies with the row's scale
-			if m.Enc.Group != 0 {
-				w = m.scale(r+j, k+b*block)
+	groups, first := m.Enc.Groups(m.Cols), t*p.tileRows
+	for b := range min(blocks, (m.Cols-k+block-1)/block) {
+		to := ws[b*p.tileRows:][:have]
+		if m.Enc.Group == 0 {
+			for j := range to {
+				to[j] = 1
 			}
-			ws[b*p.tileRows+j] = w
+			continue
+		}
+		for j := range to {
+			to[j] = s.rs[(first+j)*groups+k/block+b]
 		}
 	}
 }
@@ -160,7 +182,7 @@ func (p *Path) addMins(m *Matrix, a *Acts, s *Scratch, r, rows int) {
 			for j := range min(p.tileRows, rows-t*p.tileRows) {
 				for b := range n {
 					row, c := r+t*p.tileRows+j, (g+b)*m.Enc.Group
-					w[b*p.tileRows+j] = m.min(row, c) + 8*m.scale(row, c)
+					w[b*p.tileRows+j] = m.min(row, c) + 8*s.rs[(t*p.tileRows+j)*groups+g+b]
 				}
 			}
 		}

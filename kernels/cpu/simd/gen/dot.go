@@ -10,99 +10,203 @@ import (
 
 // Offsets of the fields of dotArgs.
 const (
-	dotW     = 0
-	dotX     = 32
-	dotLdx   = 40
-	dotSc    = 48
-	dotLdsc  = 56
-	dotLdscx = 64
-	dotN     = 72
-	dotBlock = 80
-	dotNext  = 88
-	dotOut   = 96
+	dotW       = 0
+	dotX       = 32
+	dotLdx     = 40
+	dotSc      = 48
+	dotLdsc    = 56
+	dotScNext  = 64
+	dotN       = 72
+	dotBlock   = 80
+	dotAhead   = 88
+	dotRows    = 120
+	dotResults = 128
+	dotLdr     = 136
 
-	dotStep    = 160
-	dotMask    = 168
-	dotFifteen = 172
-	dotIndex   = 176
-	dotMasks   = 240
-	dotQuads   = 304
-	dotResults = 312
+	dotStep  = 144
+	dotMask  = 152
+	dotLow   = 156
+	dotIndex = 160
+	dotMasks = 224
 )
 
+// dots makes the kernels of dot products: four streams of rows, times n vectors. Memory serves few long streams fastest, and four
+// rows share each load of a vector, which with long rows comes from the second-level cache. Where registers do not suffice for
+// the sums of four rows, two streams go after the other two, row by row.
 func dots() {
 	scales(false)
 	scales(true)
 	for _, n := range []int{1, 2} {
 		dotExact(n)
-		dotFloat("F16", n, 2)
-		dotFloat("BF16", n, 2)
+		dotFloat("F16", n)
+		dotFloat("BF16", n)
 		dotInt8(n)
 		dotInt4(n)
 	}
 	if wide {
-		dotFloat("F16", 4, 2)
-		dotFloat("BF16", 4, 2)
+		dotFloat("F16", 4)
+		dotFloat("BF16", 4)
+		dotInt4(4)
 	}
-	rowKernels()
+	oneStream = true
+	dotInt8(1)
+	oneStream = false
 }
 
-// dotState is what the dot kernels have in common: four rows, n vectors.
+// oneStream makes kernels of one vector that go over one stream, row after row: where the vector leaves most of the first-level
+// cache to the stream, that is what the hardware follows best.
+var oneStream bool
+
+// dotState is what the dot kernels have in common.
 type dotState struct {
-	args Register
-	w    [4]Register
-	x    []Register
-	next Register
-	n    Register
-	acc  [4][]VecVirtual // float32 sums [row][vector]
+	args  Register
+	w     []Register // what is read next, of each stream at work
+	first int        // number of the first stream at work
+	x     rowPointers
+	i     Register       // values of the row that are done
+	sums  [][]VecVirtual // float sums [stream][vector], of the streams at work, or of four rows of one
+	acc   [][]VecVirtual // those of the rows at work
+	count int            // vectors
+	label func(string) string
+	local Mem // where the next rows begin; args keeps what Go's collector may look at
 }
 
-func newDot(name string, vectors int) *dotState {
-	function(fmt.Sprintf("dot%sx%d", name, vectors), "func(a *dotArgs)")
-	d := &dotState{args: Load(Param("a"), GP64())}
+// Offsets of the fields of dotState.local.
+const (
+	localW       = 0
+	localSc      = 32
+	localRows    = 40
+	localResults = 48
+	localSize    = 56
+)
+
+// newDot begins a kernel that works on so many streams together.
+func newDot(name string, vectors, together int) *dotState {
+	kind := "x"
+	if oneStream {
+		kind, together = "One", 1
+	}
+	function(fmt.Sprintf("dot%s%s%d", name, kind, vectors), "func(a *dotArgs)")
+	d := &dotState{args: Load(Param("a"), GP64()), count: vectors}
+	d.w = make([]Register, together)
 	for r := range d.w {
-		d.w[r] = load(d.args, dotW+8*r)
+		d.w[r] = GP64()
 	}
-	d.x = make([]Register, vectors)
-	d.x[0] = load(d.args, dotX)
-	for v := 1; v < vectors; v++ {
-		d.x[v] = GP64()
-		MOVQ(Mem{Base: d.args, Disp: dotLdx}, d.x[v])
-		ADDQ(d.x[v-1], d.x[v])
+	d.sums = make([][]VecVirtual, together)
+	if oneStream {
+		d.sums = make([][]VecVirtual, 4)
 	}
-	d.next = load(d.args, dotNext)
-	d.n = load(d.args, dotN)
+	for r := range d.sums {
+		d.sums[r] = vecs(vectors)
+	}
 	return d
 }
 
-// accumulators makes the float32 sums, zero.
-func (d *dotState) accumulators() {
-	for r := range d.acc {
-		d.acc[r] = vecs(len(d.x))
-		zero(d.acc[r]...)
-	}
-}
+func (d *dotState) field(disp int) Mem { return Mem{Base: d.args, Disp: disp} }
 
-// finish adds up the lanes and stores out, or with add adds to it.
-func (d *dotState) finish(add bool) {
-	for v := range d.x {
-		s := sum4([]VecVirtual{d.acc[0][v], d.acc[1][v], d.acc[2][v], d.acc[3][v]})
-		if add {
-			VADDPS(Mem{Base: d.args, Disp: dotOut + 16*v}, s, s)
-		}
-		VMOVUPS(s, Mem{Base: d.args, Disp: dotOut + 16*v})
+// each makes the loop over rows. row makes the code that goes over one row of each stream at work: it moves w to the rows' ends
+// and leaves sums in acc, which are zero before. total gives the four sums of acc's four vectors.
+func (d *dotState) each(row func(), total func([]VecVirtual) VecVirtual, add bool) {
+	d.local = AllocLocal(localSize)
+	for r := range 4 {
+		MOVQ(load(d.args, dotW+8*r), d.local.Offset(localW+8*r))
 	}
+	MOVQ(load(d.args, dotSc), d.local.Offset(localSc))
+	MOVQ(load(d.args, dotRows), d.local.Offset(localRows))
+	MOVQ(load(d.args, dotResults), d.local.Offset(localResults))
+	Label("row")
+	for d.first = 0; d.first < 4; d.first += len(d.w) {
+		first := d.first
+		d.label = func(name string) string { return fmt.Sprint(name, first) }
+		d.acc = d.sums
+		stream := d.first
+		if oneStream {
+			d.acc, stream = d.sums[d.first:d.first+1], 0
+		}
+		for r := range d.w {
+			MOVQ(d.local.Offset(localW+8*(stream+r)), d.w[r])
+		}
+		d.x = newRows(load(d.args, dotX), load(d.args, dotLdx), d.count)
+		for _, acc := range d.acc {
+			zero(acc...)
+		}
+		d.i = GP64()
+		XORQ(d.i, d.i)
+		row()
+		for r := range d.w {
+			MOVQ(d.w[r], d.local.Offset(localW+8*(stream+r)))
+		}
+		if !oneStream {
+			d.store(total, add)
+		}
+	}
+	if oneStream {
+		d.acc = d.sums
+		d.store(total, add)
+	}
+	ADDQ(Imm(16), d.local.Offset(localResults))
+	DECQ(d.local.Offset(localRows))
+	JNZ(LabelRef("row"))
 	VZEROUPPER()
 	RET()
 }
 
-// prefetch asks for the next lines of the next rows, into the second-level cache: four rows, their successors and the activations
-// would not stay in the first together.
-func (d *dotState) prefetch(lines int) {
-	for i := range lines {
-		PREFETCHT1(Mem{Base: d.next, Disp: 64 * i})
+// store puts the sums of the rows at work to the results, or with add adds them.
+func (d *dotState) store(total func([]VecVirtual) VecVirtual, add bool) {
+	to := GP64()
+	MOVQ(d.local.Offset(localResults), to)
+	if len(d.acc) == 4 {
+		for v := range d.count {
+			s := total([]VecVirtual{d.acc[0][v], d.acc[1][v], d.acc[2][v], d.acc[3][v]})
+			if add {
+				VADDPS(Mem{Base: to}, s, s)
+			}
+			VMOVUPS(s, Mem{Base: to})
+			ADDQ(d.field(dotLdr), to)
+		}
+		return
 	}
-	ADDQ(I32(64*lines), d.next)
+	for v := 0; v < d.count; v += 2 {
+		low := Mem{Base: to, Disp: 4 * d.first}
+		next := load(d.args, dotLdr)
+		ADDQ(to, next)
+		high := Mem{Base: next, Disp: 4 * d.first}
+		s := total([]VecVirtual{d.acc[0][v], d.acc[1][v], d.acc[0][v+1], d.acc[1][v+1]})
+		if add {
+			old := XMM()
+			VMOVSD(low, old)
+			VMOVHPS(high, old, old)
+			VADDPS(old, s, s)
+		}
+		VMOVLPS(s, low)
+		VMOVHPS(s, high)
+		MOVQ(next, to)
+		ADDQ(d.field(dotLdr), to)
+	}
+}
+
+// prefetch asks for lines ahead of each stream, into the second-level cache: the streams and the vectors would not stay in the
+// first together.
+func (d *dotState) prefetch(lines int) {
+	if oneStream {
+		// One line of four, for the hardware to follow across pages: prefetches of all would take the buffers that its own need.
+		PREFETCHT1(Mem{Base: d.w[0], Disp: 8192})
+		return
+	}
+	for r, w := range d.w {
+		ahead := load(d.args, dotAhead+8*(d.first+r))
+		for i := range lines {
+			PREFETCHT1(Mem{Base: w, Index: ahead, Scale: 1, Disp: 64 * i})
+		}
+	}
+}
+
+// advance moves on by values, of which each takes so many bits.
+func (d *dotState) advance(values, bits int) {
+	for _, w := range d.w {
+		ADDQ(I32(values*bits/8), w)
+	}
+	ADDQ(I32(values), d.i)
 }
 
 func load(base Register, disp int) GPVirtual {
@@ -111,88 +215,60 @@ func load(base Register, disp int) GPVirtual {
 	return r
 }
 
-// dotFloat: 32 values of each row a round, size bytes each. Even and odd vectors of each round have sums of their own, which
-// gives two chains of additions a row and vector; where registers are too few for that, two rows go after the other two.
-func dotFloat(name string, vectors, size int) {
-	d := newDot(name, vectors)
-	together := 4
-	if vectors > 2 || !wide && vectors > 1 {
-		together = 2
-	}
-	d.accumulators()
-	odd := make([][]VecVirtual, together)
-	for r := range odd {
-		odd[r] = vecs(vectors)
-	}
+// dotFloat: 32 values of each row a round.
+func dotFloat(name string, vectors int) {
+	d := newDot(name, vectors, 4)
 	x := vecs(vectors)
-	i := GP64()
-	for first := 0; first < 4; first += together {
-		l := label(first)
-		for r := range odd {
-			zero(odd[r]...)
-		}
-		XORQ(i, i)
-		Label(l("loop"))
+	d.each(func() {
+		Label(d.label("loop"))
 		for at := 0; at < 32; at += lanes() {
 			for v := range x {
-				VMOVUPS(Mem{Base: d.x[v], Index: i, Scale: 4, Disp: 4 * at}, x[v])
+				VMOVUPS(d.x.at(v, 4*at), x[v])
 			}
-			for r := range odd {
+			for r := range d.w {
 				w := vec()
-				loadFloats(name, Mem{Base: d.w[first+r], Index: i, Scale: uint8(size), Disp: size * at}, w)
+				loadFloats(name, Mem{Base: d.w[r], Disp: 2 * at}, w)
 				for v := range x {
-					acc := d.acc[first+r][v]
-					if at/lanes()%2 == 1 {
-						acc = odd[r][v]
-					}
-					VFMADD231PS(x[v], w, acc)
+					VFMADD231PS(x[v], w, d.acc[r][v])
 				}
 			}
 		}
-		d.prefetch(2 * size * together / 4)
-		ADDQ(Imm(32), i)
-		CMPQ(i, d.n)
-		JB(LabelRef(l("loop")))
-		for r := range odd {
-			for v := range x {
-				VADDPS(odd[r][v], d.acc[first+r][v], d.acc[first+r][v])
-			}
-		}
-	}
-	d.finish(false)
+		d.prefetch(1)
+		d.x.advance(128)
+		d.advance(32, 16)
+		CMPQ(d.i, d.field(dotN))
+		JB(LabelRef(d.label("loop")))
+	}, sum4, false)
 }
 
 // dotExact is the product of float32 weights, summed in float64.
 func dotExact(vectors int) {
-	d := newDot("F32", vectors)
-	d.accumulators()
+	d := newDot("F32", vectors, 4)
 	x := vecs(vectors)
-	i := GP64()
-	XORQ(i, i)
-	Label("loop")
-	for at := 0; at < 32; at += lanes() / 2 {
-		for v := range x {
-			VCVTPS2PD(Mem{Base: d.x[v], Index: i, Scale: 4, Disp: 4 * at}, x[v])
-		}
-		for r := range d.w {
-			w := vec()
-			VCVTPS2PD(Mem{Base: d.w[r], Index: i, Scale: 4, Disp: 4 * at}, w)
+	d.each(func() {
+		Label("loop")
+		for at := 0; at < 32; at += lanes() / 2 {
 			for v := range x {
-				VFMADD231PD(x[v], w, d.acc[r][v])
+				VCVTPS2PD(d.x.at(v, 4*at), x[v])
+			}
+			for r := range d.w {
+				w := vec()
+				VCVTPS2PD(Mem{Base: d.w[r], Disp: 4 * at}, w)
+				for v := range x {
+					VFMADD231PD(x[v], w, d.acc[r][v])
+				}
 			}
 		}
-	}
-	d.prefetch(8)
-	ADDQ(Imm(32), i)
-	CMPQ(i, d.n)
-	JB(LabelRef("loop"))
-	for v := range d.x {
-		for r := 0; r < 4; r += 2 {
-			VMOVLPS(sum2(d.acc[r][v], d.acc[r+1][v]), Mem{Base: d.args, Disp: dotOut + 16*v + 4*r})
-		}
-	}
-	VZEROUPPER()
-	RET()
+		d.prefetch(2)
+		d.x.advance(128)
+		d.advance(32, 32)
+		CMPQ(d.i, d.field(dotN))
+		JB(LabelRef("loop"))
+	}, func(v []VecVirtual) VecVirtual {
+		low, high := sum2(v[0], v[1]), sum2(v[2], v[3])
+		VMOVLHPS(high, low, low)
+		return low
+	}, false)
 }
 
 // loadFloats widens a vector of floats in memory.
@@ -206,94 +282,130 @@ func loadFloats(name string, from Mem, to VecVirtual) {
 	}
 }
 
-// dotInt8: 32 values of each row a round; the integer sums of a block times its scale are added to the float32 sums. With two
-// vectors AVX2 has not enough registers for both: the float32 sums are on the stack.
+// scalePointers points to the scales of the streams at work, [stream][vector].
+func (d *dotState) scalePointers() rowPointers {
+	ld, base := load(d.args, dotLdsc), GP64()
+	MOVQ(d.local.Offset(localSc), base)
+	if d.first > 0 { // two streams, four vectors, or one of both
+		skip := GP64()
+		IMUL3Q(Imm(uint64(d.first*d.count)), ld, skip)
+		ADDQ(skip, base)
+	}
+	return newRows(base, ld, len(d.w)*d.count)
+}
+
+// nextScales moves to the scales of the next row.
+func (d *dotState) nextScales() {
+	if d.first+len(d.w) == 4 {
+		next := load(d.args, dotScNext)
+		ADDQ(next, d.local.Offset(localSc))
+	}
+}
+
+// dotInt8: some values of each row a round, then what is left of a block; the integer sums of a block times its scale are added to the
+// float32 sums. With two vectors AVX2 has not enough registers for both: the float32 sums are on the stack.
 func dotInt8(vectors int) {
-	d := newDot("I8", vectors)
+	d := newDot("I8", vectors, 4)
+	together := len(d.w)
 	spill := !wide && vectors > 1
 	var stack Mem
 	if spill {
 		stack = AllocLocal(32 * 4 * vectors)
-		z := YMM()
-		VXORPS(z, z, z)
-		for i := range 4 * vectors {
-			VMOVUPS(z, stack.Offset(32*i))
-		}
-	} else {
-		d.accumulators()
 	}
-	sc := make([]Register, vectors)
-	sc[0] = load(d.args, dotSc)
-	for v := 1; v < vectors; v++ {
-		sc[v] = load(d.args, dotLdscx)
-		ADDQ(sc[v-1], sc[v])
+	// One vector's sums are in two chains, for few of them would wait for each other.
+	chains := 1
+	if wide && vectors == 1 {
+		chains = 2
 	}
-	ldsc := load(d.args, dotLdsc)
-	var sums [4][]VecVirtual
+	sums := make([][]VecVirtual, together*chains)
 	for r := range sums {
 		sums[r] = vecs(vectors)
 	}
-	i, end := GP64(), GP64()
-	XORQ(i, i)
-	XORQ(end, end)
-	Label("block")
-	ADDQ(Mem{Base: d.args, Disp: dotBlock}, end)
-	CMPQ(end, d.n)
-	CMOVQHI(d.n, end)
-	for r := range sums {
-		zero(sums[r]...)
+	unit := 64 // values a round
+	if oneStream {
+		unit = 256
 	}
-	Label("loop")
 	x := vecs(vectors)
-	for at := 0; at < 32; at += 2 * lanes() {
-		for v := range x {
-			move(Mem{Base: d.x[v], Index: i, Scale: 2, Disp: 2 * at}, x[v])
-		}
-		for r := range d.w {
-			w, tmp := vec(), vec()
-			VPMOVSXBW(Mem{Base: d.w[r], Index: i, Scale: 1, Disp: at}, w)
-			for v := range x {
-				dotProductAdd(sums[r][v], w, x[v], tmp)
+	d.each(func() {
+		if spill {
+			z := YMM()
+			VXORPS(z, z, z)
+			for i := range 4 * vectors {
+				VMOVUPS(z, stack.Offset(32*i))
 			}
 		}
-	}
-	d.prefetch(2)
-	ADDQ(Imm(32), i)
-	CMPQ(i, end)
-	JB(LabelRef("loop"))
-
-	for v := range x {
-		row := GP64()
-		MOVQ(sc[v], row)
+		sc := d.scalePointers()
+		end, left := GP64(), GP64()
+		XORQ(end, end)
+		values := func(n int) {
+			for at := 0; at < n; at += 2 * lanes() {
+				for v := range x {
+					move(d.x.at(v, 2*at), x[v])
+				}
+				for r := range d.w {
+					w, tmp := vec(), vec()
+					VPMOVSXBW(Mem{Base: d.w[r], Disp: at}, w)
+					for v := range x {
+						dotProductAdd(sums[r+together*(at/(2*lanes())%chains)][v], w, x[v], tmp)
+					}
+				}
+			}
+			d.prefetch(1)
+			d.x.advance(2 * n)
+			d.advance(n, 8)
+		}
+		Label(d.label("block"))
+		ADDQ(d.field(dotBlock), end)
+		CMPQ(end, d.field(dotN))
+		CMOVQHI(d.field(dotN), end)
 		for r := range sums {
-			scale := vec()
-			VBROADCASTSS(Mem{Base: row}, scale)
-			if r < 3 {
-				ADDQ(ldsc, row)
-			}
-			s := sums[r][v]
-			VCVTDQ2PS(s, s)
-			if spill {
-				at := stack.Offset(32 * (4*v + r))
-				VFMADD213PS(at, scale, s)
-				VMOVUPS(s, at)
-			} else {
-				VFMADD231PS(s, scale, d.acc[r][v])
+			zero(sums[r]...)
+		}
+		MOVQ(end, left)
+		SUBQ(d.i, left)
+		SUBQ(U32(unit), left)
+		JB(LabelRef(d.label("few")))
+		Label(d.label("loop"))
+		values(unit)
+		SUBQ(U32(unit), left)
+		JAE(LabelRef(d.label("loop")))
+		Label(d.label("few"))
+		ADDQ(U32(unit), left)
+		JZ(LabelRef(d.label("scale")))
+		Label(d.label("rest"))
+		values(32)
+		SUBQ(Imm(32), left)
+		JNZ(LabelRef(d.label("rest")))
+		Label(d.label("scale"))
+		for r := range d.w {
+			for v := range x {
+				scale, s := vec(), sums[r][v]
+				if chains > 1 {
+					VPADDD(sums[r+together][v], s, s)
+				}
+				VBROADCASTSS(sc.at(r*vectors+v, 0), scale)
+				VCVTDQ2PS(s, s)
+				if spill {
+					at := stack.Offset(32 * (vectors*r + v))
+					VFMADD213PS(at, scale, s)
+					VMOVUPS(s, at)
+				} else {
+					VFMADD231PS(s, scale, d.acc[r][v])
+				}
 			}
 		}
-		ADDQ(Imm(4), sc[v])
-	}
-	CMPQ(i, d.n)
-	JB(LabelRef("block"))
-	if spill {
-		for r := range d.acc {
-			d.acc[r] = sums[r]
-			for v := range sums[r] {
-				VMOVUPS(stack.Offset(32*(4*v+r)), sums[r][v])
+		sc.advance(4)
+		CMPQ(d.i, d.field(dotN))
+		JB(LabelRef(d.label("block")))
+		d.nextScales()
+		if spill {
+			for r := range d.acc {
+				for v := range d.acc[r] {
+					VMOVUPS(stack.Offset(32*(vectors*r+v)), d.acc[r][v])
+				}
 			}
 		}
-	}
-	d.finish(false)
+	}, sum4, false)
 }
 
 // move loads a vector of integers.
@@ -305,63 +417,62 @@ func move(from Op, to VecVirtual) {
 	}
 }
 
-// dotInt4: 128 values of each row a round, the last round's through a mask. 64 bytes of nibbles, as words of 16 bits, give four
-// vectors of int16; the activations are in the same order. A group's scale reaches its lanes by a permutation of the next
-// scales. AVX2 takes a round in two halves.
+// dotInt4: 128 values of each row a round, the last round's through a mask. 64 bytes of nibbles give two vectors of bytes, low and
+// high nibbles; activations are the upper bytes that belong to those, then the lower ones, all signed: see genericPermute. A
+// group's scale reaches its lanes by a permutation of the next scales. AVX2 takes a round in two halves.
 func dotInt4(vectors int) {
-	k := &int4State{dotState: newDot("I4", vectors)}
-	k.accumulators()
-	k.setScales()
+	together := 4
+	if vectors > 2 {
+		together = 2
+	}
+	k := &int4State{dotState: newDot("I4", vectors, together)}
 	k.low = vec()
-	VPBROADCASTD(Mem{Base: k.args, Disp: dotFifteen}, k.low)
-	k.q, k.sum, k.tmp = vecs(4), vecs(vectors), vec()
+	VPBROADCASTD(k.field(dotLow), k.low)
+	k.q, k.sum, k.tmp = vecs(2), vec(), vec()
 	if wide {
 		k.index = vec()
-		VMOVDQU32(Mem{Base: k.args, Disp: dotIndex}, k.index)
+		VMOVDQU32(k.field(dotIndex), k.index)
+	}
+	if wide && vectors <= 2 {
 		for range vectors {
 			k.values = append(k.values, vecs(4))
 		}
 	}
-	i, whole := GP64(), GP64()
-	XORQ(i, i)
-	MOVQ(k.n, whole)
-	ANDQ(I8(-128), whole)
-	JZ(LabelRef("tail"))
-	Label("loop")
-	k.round(false)
-	ADDQ(U32(128), i)
-	CMPQ(i, whole)
-	JB(LabelRef("loop"))
-	Label("tail")
-	CMPQ(i, k.n)
-	JE(LabelRef("done"))
-	k.round(true)
-	Label("done")
-	k.finish(true)
+	k.each(func() {
+		k.sc = k.scalePointers()
+		whole := load(k.args, dotN)
+		ANDQ(I8(-128), whole)
+		JZ(LabelRef(k.label("tail")))
+		Label(k.label("loop"))
+		k.round(false)
+		CMPQ(k.i, whole)
+		JB(LabelRef(k.label("loop")))
+		Label(k.label("tail"))
+		CMPQ(k.i, k.field(dotN))
+		JE(LabelRef(k.label("done")))
+		k.round(true)
+		left := load(k.args, dotN)
+		SUBQ(whole, left)
+		SHRQ(Imm(1), left)
+		for _, w := range k.w {
+			ADDQ(left, w)
+		}
+		Label(k.label("done"))
+		k.nextScales()
+	}, sum4, true)
 }
 
-// setScales loads pointers to the scales.
-func (k *int4State) setScales() {
-	k.sc = make([]Register, len(k.x))
-	k.sc[0] = load(k.args, dotSc)
-	for v := 1; v < len(k.x); v++ {
-		k.sc[v] = load(k.args, dotLdscx)
-		ADDQ(k.sc[v-1], k.sc[v])
-	}
-	k.ldsc = load(k.args, dotLdsc)
-	k.ldsc3 = GP64()
-	LEAQ(Mem{Base: k.ldsc, Index: k.ldsc, Scale: 2}, k.ldsc3)
-}
+type int4State struct {
+	*dotState
+	sc    rowPointers
+	low   VecVirtual // 15 in each byte
+	index VecVirtual // of the scale of each lane
 
-// nextScale is where the next scales of a row are.
-func (k *int4State) nextScale(v, r int) Mem {
-	switch r {
-	case 0:
-		return Mem{Base: k.sc[v]}
-	case 3:
-		return Mem{Base: k.sc[v], Index: k.ldsc3, Scale: 1}
-	}
-	return Mem{Base: k.sc[v], Index: k.ldsc, Scale: uint8(r)}
+	// Temporaries, the same ones for all rows, for the allocator does not find room for new ones each time.
+	q      []VecVirtual
+	values [][]VecVirtual // of activations, in AVX-512
+	sum    VecVirtual
+	tmp    VecVirtual
 }
 
 func (k *int4State) round(tail bool) {
@@ -371,60 +482,88 @@ func (k *int4State) round(tail bool) {
 		k.part(tail, 0)
 		k.part(tail, 1)
 	}
-	if !tail {
-		k.prefetch(4)
-		for v := range k.sc {
-			ADDQ(Mem{Base: k.args, Disp: dotStep}, k.sc[v])
-		}
-		for r := range k.w {
-			ADDQ(Imm(64), k.w[r])
-		}
-		for v := range k.x {
-			ADDQ(U32(256), k.x[v])
-		}
+	if tail {
+		return
 	}
+	k.prefetch(1)
+	step := load(k.args, dotStep)
+	for _, sc := range k.sc.base {
+		ADDQ(step, sc)
+	}
+	k.x.advance(256)
+	k.advance(128, 4)
 }
 
-// part does a round, or half of one, for each row: nibbles to words, four products a vector, scale. AVX-512 has the registers
-// to load activations once for all rows.
+// part does a round, or half of one, for each row: nibbles to bytes, four products a vector, scale. AVX-512 has the registers
+// to load one or two vectors' activations once for all rows.
 func (k *int4State) part(tail bool, half int) {
-	x := make([][4]Op, len(k.x))
+	x := make([][4]Op, k.count)
 	for v := range x {
 		for s := range x[v] {
-			x[v][s] = Mem{Base: k.x[v], Disp: 64*s + 32*half}
-			if wide {
+			x[v][s] = k.x.at(v, 64*s+32*half)
+			if k.values != nil {
 				VMOVDQU32(x[v][s], k.values[v][s])
 				x[v][s] = k.values[v][s]
 			}
 		}
 	}
+	low, high := k.q[0], k.q[1]
 	for r := range k.w {
-		q := k.q
-		k.loadNibbles(Mem{Base: k.w[r], Disp: 32 * half}, tail, half, q[3])
-		k.spread(q)
-		for v := range k.x {
-			sum := k.sum[v]
+		k.loadNibbles(Mem{Base: k.w[r], Disp: 32 * half}, tail, half, low)
+		VPSRLW(Imm(4), low, high)
+		k.and(k.low, low, low)
+		k.and(k.low, high, high)
+		for v := range x {
 			if wide {
-				zero(sum)
-				for s := range q {
-					vnni(x[v][s], q[s], sum)
-				}
+				zero(k.sum)
+				vnniBytes(x[v][0], low, k.sum)
+				vnniBytes(x[v][1], high, k.sum)
+				VPSLLD(Imm(8), k.sum, k.sum)
+				vnniBytes(x[v][2], low, k.sum)
+				vnniBytes(x[v][3], high, k.sum)
 			} else {
-				VPMADDWD(x[v][0], q[0], sum)
-				for s := 1; s < 4; s++ {
-					dotProductAdd(sum, q[s], x[v][s], k.tmp)
-				}
+				k.products(x[v], low, high)
 			}
-			VCVTDQ2PS(sum, sum)
+			VCVTDQ2PS(k.sum, k.sum)
 			index := k.index
 			if !wide {
 				index = k.tmp
-				VMOVUPS(Mem{Base: k.args, Disp: dotIndex + 32*half}, index)
+				VMOVUPS(k.field(dotIndex+32*half), index)
 			}
-			permuteScales(k.nextScale(v, r), index, k.tmp)
-			VFMADD231PS(sum, k.tmp, k.acc[r][v])
+			permuteScales(k.sc.at(r*k.count+v, 0), index, k.tmp)
+			VFMADD231PS(k.sum, k.tmp, k.acc[r][v])
 		}
 	}
+}
+
+// products makes k.sum of 32-bit sums without VNNI: pairs of bytes, at most 4*15*128 in 16 bits, then pairs of those, the upper
+// bytes' times 256.
+func (k *int4State) products(x [4]Op, low, high VecVirtual) {
+	pair := func(from int, factor Mem, to, tmp VecVirtual) {
+		VPMADDUBSW(x[from], low, to)
+		VPMADDUBSW(x[from+1], high, tmp)
+		VPADDW(tmp, to, to)
+		VPMADDWD(factor, to, to)
+	}
+	other := vec()
+	pair(0, words("upperBytes", 256), k.sum, k.tmp)
+	pair(2, words("lowerBytes", 1), other, k.tmp)
+	VPADDD(other, k.sum, k.sum)
+}
+
+var wordsMade = map[string]Mem{}
+
+// words is a vector of words in read-only memory.
+func words(name string, value uint16) Mem {
+	if m, ok := wordsMade[name]; ok {
+		return m
+	}
+	m := GLOBL(name, RODATA|NOPTR)
+	for i := range 16 {
+		DATA(2*i, U16(value))
+	}
+	wordsMade[name] = m
+	return m
 }
 
 // permuteScales brings the next scales, at most four, to their lanes. In AVX-512 they are loaded alone: a load of a whole vector
@@ -436,16 +575,6 @@ func permuteScales(next Mem, index, to VecVirtual) {
 	}
 	VBROADCASTF32X4(next, to)
 	VPERMPS(to, index, to)
-}
-
-// spread takes the words of q[3] apart into their nibbles.
-func (k *int4State) spread(q []VecVirtual) {
-	k.and(k.low, q[3], q[0])
-	VPSRLW(Imm(4), q[3], q[1])
-	k.and(k.low, q[1], q[1])
-	VPSRLW(Imm(8), q[3], q[2])
-	k.and(k.low, q[2], q[2])
-	VPSRLW(Imm(12), q[3], q[3])
 }
 
 func (k *int4State) and(a, b, to VecVirtual) {
@@ -463,25 +592,11 @@ func (k *int4State) loadNibbles(from Mem, tail bool, half int, to VecVirtual) {
 		move(from, to)
 	case wide:
 		mask := K()
-		KMOVW(Mem{Base: k.args, Disp: dotMask}, mask)
+		KMOVW(k.field(dotMask), mask)
 		VMOVDQU32_Z(from, mask, to)
 	default:
 		mask := YMM()
-		VMOVDQU(Mem{Base: k.args, Disp: dotMasks + 32*half}, mask)
+		VMOVDQU(k.field(dotMasks+32*half), mask)
 		VPMASKMOVD(from, mask, to)
 	}
-}
-
-type int4State struct {
-	*dotState
-	sc          []Register // of each vector: the next scales of row 0
-	ldsc, ldsc3 Register   // bytes between rows of scales, and three times that
-	low         VecVirtual // 15 in each word
-	index       VecVirtual // of the scale of each lane
-
-	// Temporaries, the same ones for all rows, for the allocator does not find room for new ones each time.
-	q      []VecVirtual
-	values [][]VecVirtual // of activations, in AVX-512
-	sum    []VecVirtual
-	tmp    VecVirtual
 }

@@ -140,6 +140,17 @@ func vnni(x Op, w, acc VecVirtual) {
 	})
 }
 
+// vnniBytes is VPDPBUSD: signed bytes x, unsigned bytes w, four products a lane.
+func vnniBytes(x Op, w, acc VecVirtual) {
+	Instruction(&ir.Instruction{
+		Opcode:   "VPDPBUSD",
+		Operands: []Op{x, w, acc},
+		Inputs:   []Op{x, w, acc},
+		Outputs:  []Op{acc},
+		ISA:      []string{"AVX512_VNNI"},
+	})
+}
+
 // sum4 adds the lanes of each of four vectors and gives four sums. It uses no horizontal sums, which know the lower 16 registers
 // only.
 func sum4(v []VecVirtual) VecVirtual {

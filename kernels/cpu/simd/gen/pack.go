@@ -155,13 +155,14 @@ const (
 	scaleS       = 88
 	scaleSums    = 96
 	scaleTotals  = 104
-	scaleQuads   = 112
+	scaleRows    = 112
 	scaleDone    = 120
-	scaleTails   = 128
+	scaleNext    = 128
+	scaleTails   = 136
 )
 
-// scales multiplies the scales of four rows at a time with those of a vector, lanes() groups a round, and sums the products of offsets. The
-// groups behind the last whole round are loaded through a mask in AVX-512, and stand in the tails in AVX2.
+// scales multiplies the scales of four streams' rows at a time with those of a vector, lanes() groups a round, and sums the products of
+// offsets. The groups behind the last whole round are loaded through a mask in AVX-512, and stand in the tails in AVX2.
 func scales(offsets bool) {
 	name := "scales"
 	if offsets {
@@ -229,7 +230,7 @@ func scales(offsets bool) {
 			VFMADD231PS(w, sum, acc[r])
 		}
 	}
-	Label("quad")
+	Label("rows")
 	for r := range from {
 		MOVQ(Mem{Base: args, Disp: scaleScales + 8*r}, from[r])
 		ADDQ(ahead, from[r])
@@ -255,12 +256,12 @@ func scales(offsets bool) {
 	VMOVUPS(sum4(acc), Mem{Base: at})
 	MOVQ(Mem{Base: args, Disp: scaleLd}, at)
 	LEAQ(Mem{Base: out, Index: at, Scale: 4}, out)
-	LEAQ(Mem{Base: ahead, Index: n, Scale: 8}, ahead)
+	ADDQ(Mem{Base: args, Disp: scaleNext}, ahead)
 	MOVQ(done, at)
 	INCQ(at)
 	MOVQ(at, done)
-	CMPQ(at, Mem{Base: args, Disp: scaleQuads})
-	JB(LabelRef("quad"))
+	CMPQ(at, Mem{Base: args, Disp: scaleRows})
+	JB(LabelRef("rows"))
 	VZEROUPPER()
 	RET()
 }

@@ -252,27 +252,32 @@ func quantize() {
 	permute()
 }
 
-// permute brings 128 values a round into int4's order: even and odd ones of each 16 apart.
+// permute brings 128 values a round into int4's order: see genericPermute.
 func permute() {
 	function("permute", "func(dst, src *int16, n int)")
 	p := params("dst", "src", "n")
-	order := GLOBL("evenOdd", RODATA|NOPTR)
-	for i := range 4 {
-		// Words 0 2 4 6 1 3 5 7 of each half.
-		DATA(8*i, U64([]uint64{0x0d0c090805040100, 0x0f0e0b0a07060302}[i%2]))
+	half := YMM()
+	VPCMPEQD(half, half, half)
+	VPSRLW(Imm(15), half, half)
+	VPSLLW(Imm(7), half, half) // 128 in each word
+	// bytes packs words that fit them.
+	bytes := func(v VecVirtual, to Mem) {
+		high := XMM()
+		VEXTRACTI128(Imm(1), v, high)
+		VPACKSSWB(high, v.AsX(), high)
+		VMOVDQU(high, to)
 	}
-	shuffle := YMM()
-	VMOVDQU(order, shuffle)
 	Label("loop")
 	for b := range 4 {
 		for h := range 2 {
-			v, odd := YMM(), XMM()
+			v, upper := YMM(), YMM()
 			VMOVDQU(Mem{Base: p[1], Disp: 64*b + 32*h}, v)
-			VPSHUFB(shuffle, v, v)
-			VPERMQ(Imm(0xd8), v, v)
-			VEXTRACTI128(Imm(1), v, odd)
-			VMOVDQU(v.AsX(), Mem{Base: p[0], Disp: 64*h + 16*b})
-			VMOVDQU(odd, Mem{Base: p[0], Disp: 64*(h+2) + 16*b})
+			VPADDW(half, v, upper)
+			VPSRAW(Imm(8), upper, upper)
+			bytes(upper, Mem{Base: p[0], Disp: 64*h + 16*b})
+			VPSLLW(Imm(8), v, v)
+			VPSRAW(Imm(8), v, v)
+			bytes(v, Mem{Base: p[0], Disp: 128 + 64*h + 16*b})
 		}
 	}
 	ADDQ(U32(256), p[0])
@@ -331,8 +336,8 @@ func step() {
 	}
 }
 
-// stream sums 512 bytes a round; n is a multiple of that. Of prefetches at several distances into either cache, and of 64-byte
-// loads, this was measured to be the fastest.
+// stream sums 512 bytes a round; n is a multiple of that. Plain loads of 32 bytes were measured to be the fastest: loads of 64 bytes,
+// and prefetches at any distance into any cache, cost some percent where memory gives most, and gain nothing where it gives less.
 func stream() {
 	function("streamRead", "func(b *byte, n int) uint64")
 	p := params("b", "n")
@@ -344,9 +349,6 @@ func stream() {
 	Label("loop")
 	for i := range 16 {
 		VPADDQ(Mem{Base: p[0], Disp: 32 * i}, acc[i%4], acc[i%4])
-	}
-	for i := range 8 {
-		PREFETCHT1(Mem{Base: p[0], Disp: 4096 + 64*i})
 	}
 	ADDQ(U32(512), p[0])
 	CMPQ(p[0], limit)
