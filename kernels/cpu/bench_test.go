@@ -2,13 +2,10 @@ package cpu_test
 
 import (
 	"fmt"
-	"path/filepath"
 	"testing"
 
-	"xlstm/checkpoints"
-	"xlstm/checkpoints/demo"
-	"xlstm/convert"
 	"xlstm/format"
+	"xlstm/internal/converted"
 	"xlstm/kernels"
 	"xlstm/kernels/cpu"
 )
@@ -16,30 +13,11 @@ import (
 // BenchmarkDecode generates with the demo model, some sequences together, and reports the tokens of all of them.
 func BenchmarkDecode(b *testing.B) {
 	for _, recipe := range []string{"fp16", "int8", "int4"} {
-		f := demoFile(b, recipe)
+		f := converted.Demo(b, recipe)
 		for _, n := range []int{1, 4, 16} {
 			b.Run(fmt.Sprintf("%s/%d", recipe, n), func(b *testing.B) { benchmarkDecode(b, f, n) })
 		}
 	}
-}
-
-// demoFile converts the demo model.
-func demoFile(b *testing.B, recipe string) *format.File {
-	b.Helper()
-	c, err := checkpoints.OpenFS(demo.FS(), "demo")
-	if err != nil {
-		b.Fatal(err)
-	}
-	path := filepath.Join(b.TempDir(), "demo.xlstm")
-	if err := convert.Convert(b.Context(), c, path, convert.Options{Recipe: recipe}); err != nil {
-		b.Fatal(err)
-	}
-	f, err := format.Open(path)
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() { f.Close() })
-	return f
 }
 
 func benchmarkDecode(b *testing.B, f *format.File, n int) {

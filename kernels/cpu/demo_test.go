@@ -2,13 +2,11 @@ package cpu_test
 
 import (
 	"math"
-	"path/filepath"
 	"testing"
 
 	"xlstm/checkpoints"
 	"xlstm/checkpoints/demo"
-	"xlstm/convert"
-	"xlstm/format"
+	"xlstm/internal/converted"
 	"xlstm/internal/golden"
 	"xlstm/kernels/cpu"
 	"xlstm/oracle"
@@ -25,15 +23,7 @@ func TestDemoGolden(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	path := filepath.Join(t.TempDir(), "demo.xlstm")
-	if err := convert.Convert(t.Context(), c, path, convert.Options{Recipe: "fp32"}); err != nil {
-		t.Fatal(err)
-	}
-	f, err := format.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
+	f := converted.File(t, c, "fp32")
 	e, v := engine(t, f, cpu.Options{}), f.Config().VocabSize
 	for b := range want.Shape("input_ids")[0] {
 		tokens, logits := want.Tokens("input_ids", b), want.Floats("logits", b)

@@ -8,9 +8,8 @@ import (
 	"path/filepath"
 	"testing"
 
-	"xlstm/checkpoints"
-	"xlstm/convert"
 	"xlstm/format"
+	"xlstm/internal/converted"
 	"xlstm/internal/golden"
 	"xlstm/kernels"
 	"xlstm/kernels/cpu"
@@ -21,21 +20,7 @@ const fixtures = "../../testdata/fixtures"
 // open converts a fixture with a recipe and opens the file.
 func open(t testing.TB, name, recipe string) *format.File {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), name+".xlstm")
-	src, err := checkpoints.Open(filepath.Join(fixtures, name))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer src.Close()
-	if err := convert.Convert(t.Context(), src, path, convert.Options{Recipe: recipe}); err != nil {
-		t.Fatal(err)
-	}
-	f, err := format.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { f.Close() })
-	return f
+	return converted.Folder(t, filepath.Join(fixtures, name), recipe)
 }
 
 func engine(t testing.TB, f *format.File, o cpu.Options) *cpu.Engine {

@@ -3,12 +3,11 @@ package cpu_test
 import (
 	"fmt"
 	"math"
-	"path/filepath"
 	"testing"
 
 	"xlstm/checkpoints"
-	"xlstm/convert"
 	"xlstm/format"
+	"xlstm/internal/converted"
 	"xlstm/kernels/cpu"
 )
 
@@ -43,15 +42,7 @@ func TestOddShapes(t *testing.T) {
 
 func checkShape(t *testing.T, c *checkpoints.Checkpoint, what string) {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "odd.xlstm")
-	if err := convert.Convert(t.Context(), c, path, convert.Options{Recipe: "fp32"}); err != nil {
-		t.Fatal(err)
-	}
-	f, err := format.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
+	f := converted.File(t, c, "fp32")
 	v := f.Config().VocabSize
 	tokens := make([]int32, 140)
 	for i := range tokens {

@@ -9,9 +9,8 @@ import (
 	"strings"
 	"testing"
 
-	"xlstm/checkpoints"
-	"xlstm/convert"
 	"xlstm/format"
+	"xlstm/internal/converted"
 	"xlstm/kernels"
 	"xlstm/kernels/cpu"
 	"xlstm/kernels/cuda"
@@ -23,21 +22,7 @@ const fixtures = "../../testdata/fixtures"
 // convertFixture converts a fixture with a recipe and opens the file.
 func convertFixture(t testing.TB, name, recipe string) *format.File {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), name+".xlstm")
-	src, err := checkpoints.Open(filepath.Join(fixtures, name))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer src.Close()
-	if err := convert.Convert(t.Context(), src, path, convert.Options{Recipe: recipe}); err != nil {
-		t.Fatal(err)
-	}
-	f, err := format.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { f.Close() })
-	return f
+	return converted.Folder(t, filepath.Join(fixtures, name), recipe)
 }
 
 // memory is a model in memory.

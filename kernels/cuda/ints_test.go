@@ -6,12 +6,10 @@ import (
 	"fmt"
 	"math"
 	"os"
-	"path/filepath"
 	"testing"
 
-	"xlstm/checkpoints"
-	"xlstm/convert"
 	"xlstm/format"
+	"xlstm/internal/converted"
 	"xlstm/kernels/cuda"
 	"xlstm/tokenizer"
 )
@@ -261,20 +259,7 @@ func checkFallback(t *testing.T, w *memory, tokens []int32) {
 // demoText is the first n tokens of a book and the demo model as a file.
 func demoText(t *testing.T, recipe string, n int) (*format.File, []int32) {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "demo.xlstm")
-	src, err := checkpoints.Open("../../checkpoints/demo")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer src.Close()
-	if err := convert.Convert(t.Context(), src, path, convert.Options{Recipe: recipe}); err != nil {
-		t.Fatal(err)
-	}
-	f, err := format.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { f.Close() })
+	f := converted.Demo(t, recipe)
 	definition, err := os.ReadFile("../../checkpoints/demo/tokenizer.json")
 	if err != nil {
 		t.Fatal(err)
