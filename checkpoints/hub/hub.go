@@ -109,6 +109,9 @@ func Pull(ctx context.Context, repo, revision, dir string, o Options) (*Result, 
 	if err != nil {
 		return nil, err
 	}
+	if info, err := os.Stat(dir); err == nil && !info.IsDir() {
+		return nil, fmt.Errorf("%s: expected a folder, found a file", dir)
+	}
 	commit, files, err := p.list(ctx)
 	if err != nil {
 		return nil, err

@@ -385,6 +385,22 @@ func TestHostileDirectory(t *testing.T) {
 	}
 }
 
+// TestFileForFolder: a file where the folder should be is found before anything is asked of the network.
+func TestFileForFolder(t *testing.T) {
+	h := newFakeHub(t)
+	h.token = testToken
+	path := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(path, []byte("precious"), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Pull(context.Background(), testRepo, "", path, h.options()); err == nil || !strings.Contains(err.Error(), "expected a folder") {
+		t.Errorf("error %v", err)
+	}
+	if b, err := os.ReadFile(path); err != nil || string(b) != "precious" || len(h.requests) > 0 {
+		t.Errorf("the file holds %q (%v) after %d requests", b, err, len(h.requests))
+	}
+}
+
 func TestBadArguments(t *testing.T) {
 	for _, c := range []struct {
 		repo, revision string
