@@ -55,6 +55,8 @@ const (
 	// which are made before: they, the vector and what is on its way share the first-level cache.
 	rowsRun    = 16
 	scaleBytes = 8 << 10
+	// cachedBytes is about how large rows may be that several calls share.
+	cachedBytes = 64 << 10
 	// oneBytes is the size of a vector of integers up to which one stream is read faster than four.
 	oneBytes = 8 << 10
 )
@@ -73,6 +75,7 @@ func (p *Path) mulDots(m *Matrix, dst []float32, ldd int, a *Acts, r0, r1 int, s
 	if o.one = a.n == 1 && 2*a.cols <= oneBytes && p.dotKernel(m.Enc.Kind, 1).one != nil; o.one {
 		o.step = 4
 	}
+	p.shareScales(m, a, s)
 	run := p.rowsAtOnce(m, a)
 	for i := 0; i < rows; i += run {
 		for j := range o.first {
@@ -113,15 +116,17 @@ type dotRows struct {
 // cache.
 func (p *Path) rowsAtOnce(m *Matrix, a *Acts) int {
 	ks := p.dots[m.Enc.Kind]
-	switch {
-	case a.n > ks[0].n:
-		return 1
-	case m.Enc.Group == 0:
-		return rowsRun
-	case !p.wholeScales(m.Enc.Groups(m.Cols)):
-		return 1
+	run, together := rowsRun, a.n
+	if a.n > ks[0].n {
+		run, together = min(run, cachedBytes/(4*m.rowBytes())), ks[0].n
 	}
-	return min(max(1, scaleBytes/(4*4*a.lds*a.n)), rowsRun)
+	if m.Enc.Group != 0 {
+		run = min(run, scaleBytes/(4*4*a.lds*together))
+		if !p.wholeScales(m.Enc.Groups(m.Cols)) {
+			run = 1
+		}
+	}
+	return max(1, run)
 }
 
 // runDots multiplies the rows with all vectors, as many at a time as kernels take.
@@ -144,10 +149,10 @@ func (p *Path) runDots(o *dotRows, s *Scratch) {
 			d.w[j] = unsafe.Add(values, o.first[j]*rowBytes)
 			d.ahead[j] = ahead
 			if k.paired || calls > 1 {
-				// The next row. Calls share the asking for it.
+				// The next rows. Calls share the asking for them.
 				d.ahead[j] = 0
 				if j*calls/4 == call {
-					d.ahead[j] = uintptr(rowBytes)
+					d.ahead[j] = uintptr(o.rows * rowBytes)
 				}
 			}
 		}
@@ -186,19 +191,30 @@ func (p *Path) setDot(o *dotRows, s *Scratch, i, n int) {
 	d.x, d.ldx = unsafe.Pointer(&a.q[i*a.ldq]), uintptr(2*a.ldq)
 	d.ldsc = uintptr(4 * a.lds)
 	if m.Enc.Group == 0 {
-		d.scNext = 0
-		s.sc = growAligned(s.sc, 4*n*a.lds)
-		for j := range 4 {
-			copy(s.sc[j*n*a.lds:(j+1)*n*a.lds], a.s[i*a.lds:])
-		}
-	} else {
-		d.scNext = uintptr(4 * 4 * n * a.lds)
-		s.sc = growAligned(s.sc, 4*o.rows*n*a.lds)
-		for v := range n {
-			p.setScales(o, s, i+v, s.sc[v*a.lds:], n, s.y[4*o.rows*v:])
-		}
+		d.scNext, d.sc = 0, unsafe.Pointer(&s.sc[4*i*a.lds])
+		return
+	}
+	d.scNext = uintptr(4 * 4 * n * a.lds)
+	s.sc = growAligned(s.sc, 4*o.rows*n*a.lds)
+	for v := range n {
+		p.setScales(o, s, i+v, s.sc[v*a.lds:], n, s.y[4*o.rows*v:])
 	}
 	d.sc = unsafe.Pointer(&s.sc[0])
+}
+
+// shareScales makes the scales of four rows where all rows have those of the vectors: for each call of a kernel, [stream][vector].
+func (p *Path) shareScales(m *Matrix, a *Acts, s *Scratch) {
+	if !m.quantized() || m.Enc.Group != 0 {
+		return
+	}
+	s.sc = growAligned(s.sc, 4*a.n*a.lds)
+	for i := 0; i < a.n; {
+		n := p.dotKernel(m.Enc.Kind, a.n-i).n
+		for j := range 4 {
+			copy(s.sc[(4*i+j*n)*a.lds:][:n*a.lds], a.s[i*a.lds:])
+		}
+		i += n
+	}
 }
 
 // setScales makes the scales of the rows for vector i, at a distance of n vectors' scales, and their totals.
