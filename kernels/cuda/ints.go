@@ -93,3 +93,6 @@ func (e *Engine) swigluInt(w *matArg, n int, acc bool, y uint64, ldy int, out in
 	}
 	return e.launch("swiglu_i8", driver.Grid{X: n, Y: 1, Z: 1}, 256, rowShared(b.padF), unsafe.Pointer(&a), true)
 }
+
+// rowShared is the shared memory of a kernel that keeps a row of n values in float32.
+func rowShared(n int) int { return 4 * n }

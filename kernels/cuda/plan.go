@@ -87,9 +87,6 @@ func (m PromptMath) products() blockProduct {
 	return allProducts
 }
 
-// rowShared is the shared memory of a kernel that keeps a row of n values in float32.
-func rowShared(n int) int { return 4 * n }
-
 // Limits of the kernels.
 const (
 	sliceWidth = 32 // columns of C that one thread block has
