@@ -7,6 +7,7 @@ import (
 	"xlstm/checkpoints"
 	"xlstm/checkpoints/demo"
 	"xlstm/internal/converted"
+	"xlstm/internal/feed"
 	"xlstm/internal/golden"
 	"xlstm/kernels/cpu"
 	"xlstm/oracle"
@@ -27,13 +28,13 @@ func TestDemoGolden(t *testing.T) {
 	e, v := engine(t, f, cpu.Options{}), f.Config().VocabSize
 	for b := range want.Shape("input_ids")[0] {
 		tokens, logits := want.Tokens("input_ids", b), want.Floats("logits", b)
-		for how, size := range map[string]func(int) int{"whole": whole, "single": single} {
-			demoLogits(t, "engine, "+how, feed(t, e, newState(t, e), tokens, v, size), logits)
+		for how, size := range map[string]func(int) int{"whole": feed.Whole, "single": feed.Single} {
+			demoLogits(t, "engine, "+how, feed.Tokens(t, e, newState(t, e), tokens, v, size), logits)
 		}
 		demoLogits(t, "oracle", oracleLogits(t, c, tokens), logits)
 	}
 	long := want.Tokens("ids_long", 0)
-	got := feed(t, e, newState(t, e), long, v, whole)
+	got := feed.Tokens(t, e, newState(t, e), long, v, feed.Whole)
 	for i, x := range want.Floats("nll_long", 0) {
 		if d := math.Abs(nll(got[i*v:(i+1)*v], long[i+1]) - float64(x)); !(d <= 1e-3) {
 			t.Fatalf("token %d of the long passage: loss differs by %.3g", i+1, d)

@@ -3,13 +3,13 @@ package cpu_test
 import (
 	"context"
 	"math"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"testing"
 
 	"xlstm/format"
 	"xlstm/internal/converted"
+	"xlstm/internal/feed"
 	"xlstm/internal/golden"
 	"xlstm/kernels"
 	"xlstm/kernels/cpu"
@@ -40,28 +40,6 @@ func newState(t testing.TB, e kernels.Engine) kernels.State {
 		t.Fatal(err)
 	}
 	return s
-}
-
-// feed gives tokens to a state in pieces whose lengths size returns, and collects all logits.
-func feed(t testing.TB, e kernels.Engine, s kernels.State, tokens []int32, vocab int, size func(left int) int) []float32 {
-	t.Helper()
-	all := make([]float32, len(tokens)*vocab)
-	for at := 0; at < len(tokens); {
-		n := size(len(tokens) - at)
-		step := kernels.Step{State: s, Tokens: tokens[at : at+n], Logits: all[at*vocab : (at+n)*vocab]}
-		if err := e.Forward(t.Context(), []kernels.Step{step}); err != nil {
-			t.Fatal(err)
-		}
-		at += n
-	}
-	return all
-}
-
-func whole(left int) int { return left }
-func single(int) int     { return 1 }
-func random(seed uint64) func(int) int {
-	r := rand.New(rand.NewPCG(seed, 1))
-	return func(left int) int { return min(left, 1+r.IntN(90)) }
 }
 
 func nll(logits []float32, target int32) float64 {
@@ -95,7 +73,7 @@ func TestGolden(t *testing.T) {
 			}
 			for _, workers := range []int{1, 3} {
 				e := engine(t, f, cpu.Options{Workers: workers, Piece: 100})
-				for how, size := range map[string]func(int) int{"whole": whole, "single": single, "random": random(7)} {
+				for how, size := range map[string]func(int) int{"whole": feed.Whole, "single": feed.Single, "random": feed.Random(7)} {
 					for b := range want.Shape("input_ids")[0] {
 						checkGolden(t, e, f.Config(), want, b, how, size, tolerance)
 					}
@@ -110,7 +88,7 @@ func checkGolden(t *testing.T, e kernels.Engine, cfg *format.Config, want *golde
 	v := cfg.VocabSize
 	tokens := want.Tokens("input_ids", b)
 	s := newState(t, e)
-	got := feed(t, e, s, tokens, v, size)
+	got := feed.Tokens(t, e, s, tokens, v, size)
 	logits, last := want.Floats("logits", b), want.Floats("logits_last", b)
 	worst := 0.0
 	for i, x := range logits {
@@ -177,11 +155,11 @@ func TestSameBits(t *testing.T) {
 		for i := range tokens {
 			tokens[i] = int32(i * 37 % v)
 		}
-		for how, size := range map[string]func(int) int{"whole": whole, "single": single, "random": random(3)} {
+		for how, size := range map[string]func(int) int{"whole": feed.Whole, "single": feed.Single, "random": feed.Random(3)} {
 			var first []float32
 			for _, workers := range []int{1, 2, 5} {
 				e := engine(t, f, cpu.Options{Workers: workers})
-				got := feed(t, e, newState(t, e), tokens, v, restart(size, how))
+				got := feed.Tokens(t, e, newState(t, e), tokens, v, restart(size, how))
 				if first == nil {
 					first = got
 				}
@@ -198,7 +176,7 @@ func TestSameBits(t *testing.T) {
 // restart gives each run of "random" the same lengths.
 func restart(size func(int) int, how string) func(int) int {
 	if how == "random" {
-		return random(3)
+		return feed.Random(3)
 	}
 	return size
 }
@@ -225,7 +203,7 @@ func TestBatch(t *testing.T) {
 			if err := s.CopyFrom(batch[i].State); err != nil {
 				t.Fatal(err)
 			}
-			alone[i] = feed(t, e, s, batch[i].Tokens, v, whole)
+			alone[i] = feed.Tokens(t, e, s, batch[i].Tokens, v, feed.Whole)
 		}
 		if err := e.Forward(t.Context(), batch); err != nil {
 			t.Fatal(err)

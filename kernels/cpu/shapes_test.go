@@ -8,6 +8,7 @@ import (
 	"xlstm/checkpoints"
 	"xlstm/format"
 	"xlstm/internal/converted"
+	"xlstm/internal/feed"
 	"xlstm/kernels/cpu"
 )
 
@@ -51,8 +52,8 @@ func checkShape(t *testing.T, c *checkpoints.Checkpoint, what string) {
 	want := oracleLogits(t, c, tokens)
 	for _, workers := range []int{1, 4} {
 		e := engine(t, f, cpu.Options{Workers: workers})
-		for how, size := range map[string]func(int) int{"whole": whole, "single": single, "random": random(5)} {
-			got := feed(t, e, newState(t, e), tokens, v, size)
+		for how, size := range map[string]func(int) int{"whole": feed.Whole, "single": feed.Single, "random": feed.Random(5)} {
+			got := feed.Tokens(t, e, newState(t, e), tokens, v, size)
 			worst := 0.0
 			for i, x := range want {
 				worst = max(worst, math.Abs(float64(x-got[i])))

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"xlstm/format"
+	"xlstm/internal/feed"
 	"xlstm/internal/golden"
 	"xlstm/kernels"
 	"xlstm/kernels/cuda"
@@ -33,9 +34,9 @@ var models = map[string]format.Config{
 }
 
 var ways = map[string]func() func(int) int{
-	"whole":  func() func(int) int { return whole },
-	"single": func() func(int) int { return single },
-	"random": func() func(int) int { return random(7) },
+	"whole":  func() func(int) int { return feed.Whole },
+	"single": func() func(int) int { return feed.Single },
+	"random": func() func(int) int { return feed.Random(7) },
 }
 
 // TestGolden holds files of the fixtures against what the original computed.
@@ -66,13 +67,13 @@ func TestGolden(t *testing.T) {
 					e := onGPU(t, f, cuda.Options{Piece: 100, NoLibrary: !library})
 					for how, size := range ways {
 						for b := range want.Shape("input_ids")[0] {
-							got := feed(t, e, newState(t, e), want.Tokens("input_ids", b), v, size())
+							got := feed.Tokens(t, e, newState(t, e), want.Tokens("input_ids", b), v, size())
 							logits := want.Floats("logits", b)
 							if logits == nil {
 								logits = want.Floats("logits_last", b)
 							}
 							// What rounding the weights costs by itself is not the engine's.
-							base := feed(t, ref, newState(t, ref), want.Tokens("input_ids", b), v, whole)
+							base := feed.Tokens(t, ref, newState(t, ref), want.Tokens("input_ids", b), v, feed.Whole)
 							rounding := divergence(base[len(base)-len(logits):], logits, v)
 							checkGolden(t, got, logits, v, limit, 1e-5+rounding, fmt.Sprintf("%s, library %v", how, library))
 						}
@@ -105,7 +106,7 @@ func TestAgainstCPU(t *testing.T) {
 				ref := onCPU(t, plain)
 				tokens := randomTokens(150, cfg.VocabSize, 9)
 				rs := newState(t, ref)
-				want := feed(t, ref, rs, tokens, cfg.VocabSize, whole)
+				want := feed.Tokens(t, ref, rs, tokens, cfg.VocabSize, feed.Whole)
 				wantState := make([]float32, cfg.StateFloats())
 				if err := rs.Export(wantState); err != nil {
 					t.Fatal(err)
@@ -122,7 +123,7 @@ func TestAgainstCPU(t *testing.T) {
 					}
 					for how, size := range ways {
 						s := newState(t, e)
-						compare(t, feed(t, e, s, tokens, cfg.VocabSize, size()), want, cfg.VocabSize, kind.half && how != "single" && enc != "fp32", enc, fmt.Sprintf("%s %v", how, kind))
+						compare(t, feed.Tokens(t, e, s, tokens, cfg.VocabSize, size()), want, cfg.VocabSize, kind.half && how != "single" && enc != "fp32", enc, fmt.Sprintf("%s %v", how, kind))
 						got := make([]float32, len(wantState))
 						if err := s.Export(got); err != nil {
 							t.Fatal(err)
@@ -167,8 +168,8 @@ func TestLengths(t *testing.T) {
 			sizes := func() func(int) int {
 				return func(left int) int { return max(left-1, 1) }
 			}
-			want := feed(t, ref, newState(t, ref), tokens, cfg.VocabSize, sizes())
-			compare(t, feed(t, e, newState(t, e), tokens, cfg.VocabSize, sizes()), want, cfg.VocabSize, enc == "fp16", enc, fmt.Sprintf("%s, %d tokens", enc, n))
+			want := feed.Tokens(t, ref, newState(t, ref), tokens, cfg.VocabSize, sizes())
+			compare(t, feed.Tokens(t, e, newState(t, e), tokens, cfg.VocabSize, sizes()), want, cfg.VocabSize, enc == "fp16", enc, fmt.Sprintf("%s, %d tokens", enc, n))
 		}
 	}
 }
@@ -242,24 +243,24 @@ func TestStates(t *testing.T) {
 	for _, kind := range []cuda.StateType{cuda.StateFP32, cuda.StateBF16, cuda.StateFP16} {
 		e := onGPU(t, coded, cuda.Options{State: kind})
 		s, c, i := newState(t, e), newState(t, e), newState(t, e)
-		feed(t, e, s, tokens[:70], cfg.VocabSize, whole)
+		feed.Tokens(t, e, s, tokens[:70], cfg.VocabSize, feed.Whole)
 		flat := make([]float32, cfg.StateFloats())
 		for _, err := range []error{s.Export(flat), i.Import(flat), c.CopyFrom(s)} {
 			if err != nil {
 				t.Fatal(err)
 			}
 		}
-		a := feed(t, e, s, tokens[70:], cfg.VocabSize, single)
-		b := feed(t, e, c, tokens[70:], cfg.VocabSize, single)
-		d := feed(t, e, i, tokens[70:], cfg.VocabSize, single)
+		a := feed.Tokens(t, e, s, tokens[70:], cfg.VocabSize, feed.Single)
+		b := feed.Tokens(t, e, c, tokens[70:], cfg.VocabSize, feed.Single)
+		d := feed.Tokens(t, e, i, tokens[70:], cfg.VocabSize, feed.Single)
 		if difference(a, b) != 0 || difference(a, d) != 0 {
 			t.Errorf("%v: copied states go on differently: %g and %g", kind, difference(a, b), difference(a, d))
 		}
 		if err := s.Reset(); err != nil {
 			t.Fatal(err)
 		}
-		all := feed(t, e, s, tokens, cfg.VocabSize, random(3))
-		if again := feed(t, e, newState(t, e), tokens, cfg.VocabSize, random(3)); difference(all, again) != 0 {
+		all := feed.Tokens(t, e, s, tokens, cfg.VocabSize, feed.Random(3))
+		if again := feed.Tokens(t, e, newState(t, e), tokens, cfg.VocabSize, feed.Random(3)); difference(all, again) != 0 {
 			t.Errorf("%v: not the same bits twice", kind)
 		}
 		if want == nil {
@@ -294,7 +295,7 @@ func TestGenerate(t *testing.T) {
 		}
 		token := int32(7)
 		for i, id := range ids {
-			logits := feed(t, e, b, []int32{token}, cfg.VocabSize, whole)
+			logits := feed.Tokens(t, e, b, []int32{token}, cfg.VocabSize, feed.Whole)
 			rank := 0
 			for j, v := range logits[:290] {
 				if v > logits[id] || v == logits[id] && int32(j) < id {

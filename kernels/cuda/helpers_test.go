@@ -129,28 +129,6 @@ func newState(t testing.TB, e kernels.Engine) kernels.State {
 	return s
 }
 
-// feed gives tokens to a state in pieces whose lengths size returns, and collects all logits.
-func feed(t testing.TB, e kernels.Engine, s kernels.State, tokens []int32, vocab int, size func(left int) int) []float32 {
-	t.Helper()
-	all := make([]float32, len(tokens)*vocab)
-	for at := 0; at < len(tokens); {
-		n := size(len(tokens) - at)
-		step := kernels.Step{State: s, Tokens: tokens[at : at+n], Logits: all[at*vocab : (at+n)*vocab]}
-		if err := e.Forward(t.Context(), []kernels.Step{step}); err != nil {
-			t.Fatal(err)
-		}
-		at += n
-	}
-	return all
-}
-
-func whole(left int) int { return left }
-func single(int) int     { return 1 }
-func random(seed uint64) func(int) int {
-	r := rand.New(rand.NewPCG(seed, 1))
-	return func(left int) int { return min(left, 1+r.IntN(90)) }
-}
-
 func randomTokens(n, vocab int, seed uint64) []int32 {
 	r := rand.New(rand.NewPCG(seed, 3))
 	out := make([]int32, n)

@@ -10,6 +10,7 @@ import (
 
 	"xlstm/format"
 	"xlstm/internal/converted"
+	"xlstm/internal/feed"
 	"xlstm/kernels/cuda"
 	"xlstm/tokenizer"
 )
@@ -205,7 +206,7 @@ func TestIntPrompts(t *testing.T) {
 		coded, plain := randomModel(t, cfg, "int8", 12)
 		ref := onCPU(t, plain)
 		tokens := randomTokens(200, cfg.VocabSize, 9)
-		want := feed(t, ref, newState(t, ref), tokens, cfg.VocabSize, whole)
+		want := feed.Tokens(t, ref, newState(t, ref), tokens, cfg.VocabSize, feed.Whole)
 		for _, set := range []int{0, cuda.ForQKVO, cuda.ForOut, cuda.ForGateUp, cuda.ForDown, everything} {
 			e := intEngine(t, coded, cuda.Options{Piece: 130})
 			cuda.SetInts(e, set)
@@ -213,13 +214,13 @@ func TestIntPrompts(t *testing.T) {
 				if how == "single" {
 					continue
 				}
-				got := feed(t, e, newState(t, e), tokens, cfg.VocabSize, size())
+				got := feed.Tokens(t, e, newState(t, e), tokens, cfg.VocabSize, size())
 				d, kl := difference(got, want), divergence(got, want, cfg.VocabSize)
 				t.Logf("%s, products %04b, %s: max |d| %.2e  KL %.2e", name, set, how, d, kl)
 				if limit := intLimit(set); !(kl <= limit) {
 					t.Errorf("%s, products %04b, %s: mean KL %g, expected at most %g", name, set, how, kl, limit)
 				}
-				if again := feed(t, e, newState(t, e), tokens, cfg.VocabSize, size()); how == "whole" && difference(got, again) != 0 {
+				if again := feed.Tokens(t, e, newState(t, e), tokens, cfg.VocabSize, size()); how == "whole" && difference(got, again) != 0 {
 					t.Errorf("%s: not the same bits twice", name)
 				}
 			}
@@ -248,7 +249,7 @@ func checkFallback(t *testing.T, w *memory, tokens []int32) {
 		if cuda.Ints(e) != 0 {
 			t.Errorf("%+v: products %b in int8", o, cuda.Ints(e))
 		}
-		got := feed(t, e, newState(t, e), tokens, w.cfg.VocabSize, whole)
+		got := feed.Tokens(t, e, newState(t, e), tokens, w.cfg.VocabSize, feed.Whole)
 		if i > 0 && difference(got, want) != 0 {
 			t.Errorf("%+v: differs by %g from fp16", o, difference(got, want))
 		}
@@ -285,7 +286,7 @@ func TestIntDemo(t *testing.T) {
 	f, ids := demoText(t, "int8", 4096)
 	v := f.Config().VocabSize
 	ref := onCPU(t, f)
-	want := feed(t, ref, newState(t, ref), ids, v, whole)
+	want := feed.Tokens(t, ref, newState(t, ref), ids, v, feed.Whole)
 	perplexity := func(logits []float32) float64 {
 		sum := 0.0
 		for i := range len(ids) - 1 {
@@ -304,7 +305,7 @@ func TestIntDemo(t *testing.T) {
 		if c.set >= 0 {
 			cuda.SetInts(e, c.set)
 		}
-		got := feed(t, e, newState(t, e), ids, v, whole)
+		got := feed.Tokens(t, e, newState(t, e), ids, v, feed.Whole)
 		p, kl := perplexity(got), divergence(got, want, v)
 		t.Logf("%-20s perplexity %.4f (%+.3f %%)  KL %.2e", c.name, p, 100*(p/base-1), kl)
 		if !(kl <= 5e-3) || !(math.Abs(p/base-1) <= 5e-3) {
