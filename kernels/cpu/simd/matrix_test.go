@@ -216,7 +216,7 @@ func TestActsError(t *testing.T) {
 			for _, v := range x[i/block*block : min(i/block*block+block, len(x))] {
 				top = max(top, float32(math.Abs(float64(v))))
 			}
-			if d := math.Abs(float64(x[i] - y[i])); d > float64(top)/65200 {
+			if d := math.Abs(float64(x[i] - y[i])); d > float64(top)/65245 {
 				t.Fatalf("%s: value %d of %v became %v in a block of up to %v", e, i, x[i], y[i], top)
 			}
 		}
