@@ -5,7 +5,7 @@
 CUDA_INCLUDE ?= /usr/local/cuda/include
 NVCC         ?= nvcc
 CUDA_DIR     := kernels/cuda
-CUDA_SOURCES := $(addprefix $(CUDA_DIR)/,chunk.cu common.cuh gemm.cu gemv.cu gemv_input.cuh int8.cu kernels.cu misc.cu mlstm.cu mlstm.cuh)
+CUDA_SOURCES := $(addprefix $(CUDA_DIR)/,chunk.cu common.cuh gemm.cu gemv.cu gemv_input.cuh int8.cu kernels.cu misc.cu mlstm.cu mlstm.cuh wgmma.cu)
 CUDA_STUB    := .cache/cuda-stub/libcuda.so
 CUDA_ENV     := CGO_ENABLED=1 CGO_CFLAGS="-I$(CURDIR)/$(CUDA_DIR)/internal/driver/compat -I$(CUDA_INCLUDE)" CGO_LDFLAGS="-L$(CURDIR)/.cache/cuda-stub"
 
@@ -29,5 +29,5 @@ $(CUDA_STUB): $(CUDA_INCLUDE)/cuda.h
 
 cuda-kernels: $(CUDA_SOURCES)
 	$(NVCC) -O3 -std=c++17 -fatbin -Xfatbin=-compress-all -gencode arch=compute_80,code=sm_80 -gencode arch=compute_86,code=sm_86 -gencode arch=compute_89,code=sm_89 \
-		-gencode arch=compute_90,code=sm_90 -gencode arch=compute_90,code=compute_90 $(CUDA_DIR)/kernels.cu -o $(CUDA_DIR)/kernels.fatbin
+		-gencode arch=compute_90a,code=sm_90a -gencode arch=compute_90,code=compute_90 $(CUDA_DIR)/kernels.cu -o $(CUDA_DIR)/kernels.fatbin
 	printf 'xlstm-kernels-sha256:%s' "$$(cat $(CUDA_SOURCES) | sha256sum | cut -d' ' -f1)" >> $(CUDA_DIR)/kernels.fatbin

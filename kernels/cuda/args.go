@@ -70,6 +70,15 @@ type gemmArgs struct {
 	alpha, cap  float32
 }
 
+type tensorMap = [128]byte
+
+type wgArgs struct {
+	g            gemmArgs
+	parts, flags uint64
+	_            [2]int32
+	w, x         tensorMap
+}
+
 type cellArgs struct {
 	pieces, qkvo, gates, h, scan, chunkInfo uint64
 	ld, qkDim, vDim, heads, dk, dv, slices  int32

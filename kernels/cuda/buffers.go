@@ -34,8 +34,17 @@ const (
 	headRows     = 256      // rows of logits that are computed together
 	splitSpace   = 32 << 20 // bytes for partial sums
 	scratchSpace = 64 << 20 // bytes for weights on their way to cuBLASLt
-	packedTokens = 256      // tokens up to which integer weights stay packed
+	packedTokens = 256      // tokens up to which integer weights stay packed although cuBLASLt is there
+	packedHopper = 256      // the same where the kernels of wgmma.cu are there
 )
+
+// packed is the number of tokens up to which integer weights stay packed.
+func (e *Engine) packed() int {
+	if e.hopper {
+		return packedHopper
+	}
+	return packedTokens
+}
 
 // actBytes is the size of an activation between the products.
 func (e *Engine) actBytes() int64 {
@@ -123,7 +132,7 @@ func (e *Engine) hiddenBytes(n int) int64 {
 	}
 	most := int64(0)
 	for i := range e.blocks {
-		for _, m := range []int{n, min(n, packedTokens), min(n, intFrom-1)} {
+		for _, m := range []int{n, min(n, e.packed()), min(n, intFrom-1)} {
 			form, inPlace := e.hiddenForm(&e.blocks[i].down, m)
 			switch {
 			case form == xI8:

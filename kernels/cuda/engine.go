@@ -59,6 +59,7 @@ type Engine struct {
 	sms       int
 	shared    int // bytes of shared memory that a block can have
 	early     bool
+	hopper    bool         // compute capability 9.0, with the kernels of wgmma.cu
 	half      bool         // activations of prompts are fp16, else float32
 	ints      blockProduct // of prompts, that are computed in int8
 	due       *matArg      // whose product in buf.wide is still to be added to the residual stream
@@ -70,6 +71,8 @@ type Engine struct {
 	head    matArg
 	blocks  []blockArgs
 	bytes   int64 // of the weights
+
+	wgFlags uint64 // of wgmma.cu
 
 	buf   buffers
 	some  fewBuffers
@@ -185,6 +188,9 @@ func open(w Weights, o Options, fill func(*Engine, Weights, []placed) error) (e 
 	}
 	e.link(tensors)
 	e.chooseInts()
+	if err := e.wgReset(); err != nil {
+		return e, err
+	}
 	return e, e.few()
 }
 
@@ -204,7 +210,7 @@ func (e *Engine) start() error {
 	if d.Major < 8 {
 		return fmt.Errorf("cuda:%d is a %s of compute capability %d.%d, expected 8.0 or above", d.Index, d.Name, d.Major, d.Minor)
 	}
-	e.name, e.sms, e.shared, e.early = d.Name, d.Multiprocessors, d.SharedMemoryPerUnit, d.Major >= 9
+	e.name, e.sms, e.shared, e.early, e.hopper = d.Name, d.Multiprocessors, d.SharedMemoryPerUnit, d.Major >= 9, d.Major == 9 && d.Minor == 0
 	if e.dev, err = cu.GetDevice(e.opt.Device); err != nil {
 		return err
 	}
@@ -255,8 +261,8 @@ func (e *Engine) Library() int {
 	return e.lt.Version()
 }
 
-// kernelNames are all kernels of the module.
-func kernelNames() []string {
+// kernelNames are the kernels that a device has.
+func kernelNames(hopper bool) []string {
 	names := []string{"gemv_f32", "gemv_f16", "gemv_i8", "gemm_f32", "gemm_f16", "gemm_i8", "gemm_i8g", "gemm_i4", "gemm_i8_few", "gemm_i8g_few", "gemm_i4_few",
 		"reduce_splits", "gate_scan", "scores", "embed", "rms_norm", "head_gate", "swiglu", "gates_many", "add_bias", "log_prob", "state_copy",
 		"dequant", "add_norm", "head_gate_i8", "swiglu_i8", "rescale", "bf16_to_fp16", "fill", "sample"}
@@ -266,12 +272,17 @@ func kernelNames() []string {
 	for _, t := range []string{"f32", "bf16", "f16"} {
 		names = append(names, "recur_f32_"+t, "recur_f16_"+t, "recur512_f32_"+t, "recur512_f16_"+t, "chunk1_"+t, "chunk2_"+t)
 	}
+	if hopper {
+		for _, k := range wgKernels() {
+			names = append(names, k.name())
+		}
+	}
 	return names
 }
 
 // loadKernels finds the kernels and lets each use as much shared memory as a block can have.
 func (e *Engine) loadKernels() error {
-	for _, name := range kernelNames() {
+	for _, name := range kernelNames(e.hopper) {
 		f, err := e.mod.Function(name)
 		if err != nil {
 			return fmt.Errorf("kernel %s: %w", name, err)

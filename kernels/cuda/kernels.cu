@@ -5,3 +5,4 @@
 #include "int8.cu"
 #include "misc.cu"
 #include "mlstm.cu"
+#include "wgmma.cu"

@@ -40,6 +40,7 @@ func TestArgSizes(t *testing.T) {
 		{"GatesArgs", unsafe.Sizeof(gatesArgs{}), 88}, {"LogitArgs", unsafe.Sizeof(logitArgs{}), 40}, {"BiasArgs", unsafe.Sizeof(biasArgs{}), 40},
 		{"StateArgs", unsafe.Sizeof(stateArgs{}), 48}, {"DequantArgs", unsafe.Sizeof(dequantArgs{}), 80}, {"ConvertArgs", unsafe.Sizeof(convertArgs{}), 24},
 		{"FillArgs", unsafe.Sizeof(fillArgs{}), 32}, {"SampleArgs", unsafe.Sizeof(sampleArgs{}), 64}, {"IntArgs", unsafe.Sizeof(intArgs{}), 160},
+		{"WgArgs", unsafe.Sizeof(wgArgs{}), 384},
 	} {
 		if c.got != c.want {
 			t.Errorf("%s has %d bytes, the kernels expect %d", c.name, c.got, c.want)

@@ -18,6 +18,7 @@ type product struct {
 	out         int32 // outF32 or outF16
 	add         bool
 	alpha, cap  float32
+	beside      int // multiprocessors that are left to what runs beside it
 }
 
 // inputType is the form in which products of n tokens take x.
@@ -25,7 +26,7 @@ func (e *Engine) inputType(w *matArg, n int) int32 {
 	switch {
 	case w.enc == encF32 || !e.half:
 		return xF32
-	case w.enc == encF16 || e.lt != nil && n > packedTokens:
+	case w.enc == encF16 || e.lt != nil && n > e.packed():
 		return xF16
 	}
 	return xPerm
@@ -157,6 +158,10 @@ func (e *Engine) multiplyOwn(p *product) error {
 	rows := int(p.w.rows)
 	if e.inputType(p.w, p.n) == xF32 {
 		return e.launch("gemm_f32", driver.Grid{X: (rows + 63) / 64, Y: (p.n + 63) / 64, Z: 1}, 256, 0, unsafe.Pointer(&a), false)
+	}
+	if e.wgTakes(p) {
+		k := wgPick(p.w, p.n, e.sms)
+		return e.multiplyWg(a, k, k.blocks(p.w, p.n, max(1, e.sms-p.beside), splitSpace))
 	}
 	splits := splitsFor(p.w, p.n, e.sms, splitSpace)
 	g := driver.Grid{X: (rows + 127) / 128, Y: (p.n + 63) / 64, Z: splits}

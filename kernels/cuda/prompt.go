@@ -163,7 +163,7 @@ func (e *Engine) project(bl *blockArgs, n int) error {
 		return e.rescale(&bl.qkvo, n)
 	}
 	_, out := e.actType()
-	return e.multiply(&product{w: &bl.qkvo, x: b.xn, y: b.qkvo, n: n, ldx: b.padD, ldy: b.ld, out: out})
+	return e.multiply(&product{w: &bl.qkvo, x: b.xn, y: b.qkvo, n: n, ldx: b.padD, ldy: b.ld, out: out, beside: gateBlocks(n)})
 }
 
 // mixOut gates the cells' read-outs and projects them onto the residual stream.
@@ -210,7 +210,7 @@ func (e *Engine) startGates(i int, p *pass, bases uint64) error {
 	if !e.half {
 		g.exact = 1
 	}
-	if err := e.launchOn(e.side, "gates_many", driver.Grid{X: (n + 15) / 16, Y: 1, Z: 1}, 512, 0, unsafe.Pointer(&g), false); err != nil {
+	if err := e.launchOn(e.side, "gates_many", driver.Grid{X: (n + gateTokens - 1) / gateTokens, Y: 1, Z: 1}, 512, 0, unsafe.Pointer(&g), false); err != nil {
 		return err
 	}
 	if chunked := len(p.pieces) - p.recurrent; chunked > 0 {

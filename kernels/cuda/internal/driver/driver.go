@@ -6,7 +6,9 @@ package driver
 
 /*
 #include <cuda.h>
+#include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 
 static CUresult xl_launch(CUfunction f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned shared, CUstream s, void *args, int pdl) {
 	void *params[1] = {args};
@@ -25,6 +27,18 @@ static CUresult xl_launch(CUfunction f, unsigned gx, unsigned gy, unsigned gz, u
 
 // The flags argument of the plain name has changed its type between toolkits; this form has not.
 static CUresult xl_instantiate(CUgraphExec *e, CUgraph g) { return cuGraphInstantiateWithFlags(e, g, 0); }
+
+// A map of a matrix of bytes or fp16; out has 128 bytes. Boxes' rows of 64 or 128 bytes are swizzled by as much.
+static CUresult xl_map(void *out, int half, uint64_t at, uint64_t cols, uint64_t rows, uint64_t stride, unsigned boxCols, unsigned boxRows) {
+	CUtensorMap m; // aligned as the call wants it
+	cuuint64_t size[2] = {cols, rows}, strides[1] = {stride};
+	cuuint32_t box[2] = {boxCols, boxRows}, steps[2] = {1, 1};
+	CUresult r = cuTensorMapEncodeTiled(&m, half ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, (void *)at, size, strides, box, steps,
+		CU_TENSOR_MAP_INTERLEAVE_NONE, boxCols << half == 64 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+		CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+	if (!r) memcpy(out, &m, sizeof m);
+	return r;
+}
 */
 import "C"
 
@@ -77,6 +91,27 @@ func Launch(f cu.Function, g Grid, threads, shared int, s cu.Stream, args unsafe
 		pdl = 1
 	}
 	return check("cuLaunchKernelEx", C.xl_launch(function(f), C.uint(g.X), C.uint(g.Y), C.uint(g.Z), C.uint(threads), C.uint(shared), stream(s), args, pdl))
+}
+
+// Map describes a matrix in memory to the device's copy engine, which brings boxes of it to shared memory, in rows of 64 or 128 bytes
+// that are swizzled. What a box has outside of the matrix becomes zero.
+type Map struct {
+	At               uint64
+	Half             bool // values are fp16, else bytes
+	Cols, Rows       int  // in values
+	RowBytes         int  // from row to row, a multiple of 16 as At is
+	BoxCols, BoxRows int
+}
+
+// Encode makes what a kernel's arguments hold of the map.
+func (m *Map) Encode() ([128]byte, error) {
+	var out [128]byte
+	half := C.int(0)
+	if m.Half {
+		half = 1
+	}
+	r := C.xl_map(unsafe.Pointer(&out), half, C.uint64_t(m.At), C.uint64_t(m.Cols), C.uint64_t(m.Rows), C.uint64_t(m.RowBytes), C.unsigned(m.BoxCols), C.unsigned(m.BoxRows))
+	return out, check("cuTensorMapEncodeTiled", r)
 }
 
 // AllowShared lets f use up to n bytes of dynamic shared memory.
