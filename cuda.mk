@@ -5,7 +5,7 @@
 CUDA_INCLUDE ?= /usr/local/cuda/include
 NVCC         ?= nvcc
 CUDA_DIR     := kernels/cuda
-CUDA_SOURCES := $(addprefix $(CUDA_DIR)/,chunk.cu common.cuh gemm.cu gemv.cu gemv_input.cuh int8.cu kernels.cu misc.cu mlstm.cu mlstm.cuh wgmma.cu)
+CUDA_SOURCES := $(addprefix $(CUDA_DIR)/,chunk.cu common.cuh gemm.cu gemv.cu gemv_input.cuh gemv_one.cu int8.cu kernels.cu misc.cu mlstm.cu mlstm.cuh one_input.cuh prepared.cuh wgmma.cu)
 CUDA_STUB    := .cache/cuda-stub/libcuda.so
 CUDA_ENV     := CGO_ENABLED=1 CGO_CFLAGS="-I$(CURDIR)/$(CUDA_DIR)/internal/driver/compat -I$(CUDA_INCLUDE)" CGO_LDFLAGS="-L$(CURDIR)/.cache/cuda-stub"
 

@@ -56,9 +56,20 @@ type gemvArgs struct {
 	x, y, o                   uint64
 	normW, normB              uint64
 	gatesOut                  uint64
+	in                        uint64
+	next                      nextArg
 	n, ldx, ldy, ldo, pro, ep int32
 	heads, split              int32
 	eps, cap                  float32
+	teamShift, _              int32
+}
+
+// nextArg says where to prepare a result, and for what product.
+type nextArg struct {
+	at        uint64
+	enc, room int32
+	scale     float32
+	_         int32
 }
 
 type gemmArgs struct {
@@ -84,6 +95,10 @@ type cellArgs struct {
 	ld, qkDim, vDim, heads, dk, dv, slices  int32
 	block, tokens, stateType                int32
 	cap, eps                                float32
+	next                                    nextArg
+	arrived                                 uint64
+	normEps                                 float32
+	_                                       int32
 }
 
 type scanArgs struct {
@@ -153,6 +168,11 @@ type dequantArgs struct {
 	y               uint64
 	row0, rows, ldy int32
 	_               int32
+}
+
+type spreadArgs struct {
+	from, to                uint64
+	rows, groups, padded, _ int32
 }
 
 type convertArgs struct {

@@ -100,7 +100,7 @@ struct ChunkArgs {
   dptr scores;  // fp16 [H, chunks, 4, 4, 32, 8]: tiles of 16 x 16 as the tensor cores take them
   int32_t chunks, stages;
 };
-static_assert(sizeof(ChunkArgs) == 136, "args.go");
+static_assert(sizeof(ChunkArgs) == 176, "args.go");
 
 constexpr int VS = SLICE + 8;  // row stride of V and C in shared memory; C has n in column SLICE and zeros behind it
 

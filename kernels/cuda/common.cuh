@@ -97,6 +97,13 @@ __device__ __forceinline__ void waitPredecessor() {
 #endif
 }
 
+// arrive counts one more, after what the warp has written and before what it reads next, as all blocks see it.
+__device__ __forceinline__ uint32_t arrive(uint32_t* counter) {
+  uint32_t before;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+  return before;
+}
+
 __device__ __forceinline__ uint32_t smemAddr(const void* p) { return (uint32_t)__cvta_generic_to_shared(p); }
 
 // cpAsync copies 16 bytes to shared memory in the background, or writes zeros where take is false.

@@ -187,6 +187,9 @@ func open(w Weights, o Options, fill func(*Engine, Weights, []placed) error) (e 
 		return e, fmt.Errorf("load weights onto %s: %w", e.name, err)
 	}
 	e.link(tensors)
+	if err := e.alignGroups(); err != nil {
+		return e, err
+	}
 	e.chooseInts()
 	if err := e.wgReset(); err != nil {
 		return e, err
@@ -265,9 +268,10 @@ func (e *Engine) Library() int {
 func kernelNames(hopper bool) []string {
 	names := []string{"gemv_f32", "gemv_f16", "gemv_i8", "gemm_f32", "gemm_f16", "gemm_i8", "gemm_i8g", "gemm_i4", "gemm_i8_few", "gemm_i8g_few", "gemm_i4_few",
 		"reduce_splits", "gate_scan", "scores", "embed", "rms_norm", "head_gate", "swiglu", "gates_many", "add_bias", "log_prob", "state_copy",
-		"dequant", "add_norm", "head_gate_i8", "swiglu_i8", "rescale", "bf16_to_fp16", "fill", "sample"}
+		"dequant", "spread_groups", "add_norm", "head_gate_i8", "swiglu_i8", "rescale", "bf16_to_fp16", "fill", "sample"}
+	names = append(names, "one_f16", "one_i8")
 	for _, g := range []string{"32", "64", "128"} {
-		names = append(names, "gemv_i8g"+g, "gemv_i4g"+g, "gemv_i4g"+g+"a")
+		names = append(names, "gemv_i8g"+g, "gemv_i4g"+g, "gemv_i4g"+g+"a", "one_i8g"+g, "one_i4g"+g, "one_i4g"+g+"a")
 	}
 	for _, t := range []string{"f32", "bf16", "f16"} {
 		names = append(names, "recur_f32_"+t, "recur_f16_"+t, "recur512_f32_"+t, "recur512_f16_"+t, "chunk1_"+t, "chunk2_"+t)

@@ -17,7 +17,7 @@ var fatbin string
 const fatbinMark = "xlstm-kernels-sha256:"
 
 // kernelSources are the files that the kernels are compiled from, in the order in which they are hashed.
-var kernelSources = []string{"chunk.cu", "common.cuh", "gemm.cu", "gemv.cu", "gemv_input.cuh", "int8.cu", "kernels.cu", "misc.cu", "mlstm.cu", "mlstm.cuh", "wgmma.cu"}
+var kernelSources = []string{"chunk.cu", "common.cuh", "gemm.cu", "gemv.cu", "gemv_input.cuh", "gemv_one.cu", "int8.cu", "kernels.cu", "misc.cu", "mlstm.cu", "mlstm.cuh", "one_input.cuh", "prepared.cuh", "wgmma.cu"}
 
 // sourceHash hashes the kernels' source as cuda.mk does: the files one behind the other.
 func sourceHash(dir fs.FS) (string, error) {

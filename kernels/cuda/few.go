@@ -24,7 +24,13 @@ type fewBuffers struct {
 	logProbs                         uint64
 	host                             []byte // pinned: what goes to in, then logits and log probs on their way back
 	step, uniform, out               uint64 // sampling
+	arrived                          uint64 // blocks of the cell that are done, a sequence and head; zero between kernels
+
+	prepared map[preparedKind]uint64 // vectors on their way from one product to the next
 }
+
+// preparedKind is what the layout of a prepared vector follows from: the encoding and columns of the matrix that it is for.
+type preparedKind struct{ enc, cols int32 }
 
 // Layout of fewBuffers.in.
 const (
@@ -45,19 +51,64 @@ func (e *Engine) few() error {
 		}
 	}
 	b.sample = map[samplingKind]*driver.Graph{}
+	b.prepared = map[preparedKind]uint64{}
+	for _, m := range append(e.matrices(), &e.head) {
+		if err := e.allocPrepared(m); err != nil {
+			return err
+		}
+	}
 	for _, a := range []struct {
 		to *uint64
 		n  int
-	}{{&b.x, c.EmbeddingDim}, {&b.qkvo, 2*c.QKDim + 2*c.VDim}, {&b.gates, 2 * c.NumHeads}, {&b.h, c.VDim}, {&b.hidden, c.FFNDim},
+	}{{&b.arrived, c.NumHeads}, {&b.x, c.EmbeddingDim}, {&b.qkvo, 2*c.QKDim + 2*c.VDim}, {&b.gates, 2 * c.NumHeads}, {&b.h, c.VDim}, {&b.hidden, c.FFNDim},
 		{&b.logit, c.VocabSize}, {&b.logProbs, 1}, {&b.in, fewIn}, {&b.step, 1}, {&b.uniform, maxSampled / fewTokens}, {&b.out, maxSampled / fewTokens}} {
 		var err error
 		if *a.to, err = e.alloc(int64(a.n) * 4 * fewTokens); err != nil {
 			return err
 		}
 	}
+	if err := cu.MemsetD32Async(cu.DevicePtr(b.arrived), 0, int64(c.NumHeads*fewTokens), e.stream); err != nil {
+		return err
+	}
 	var err error
 	b.host, err = driver.HostAlloc(fewIn + 4*fewTokens*(c.VocabSize+1))
 	return err
+}
+
+// allocPrepared gives the vectors that m is multiplied by a place, zero behind the last value.
+func (e *Engine) allocPrepared(m *matArg) error {
+	kind := preparedKind{m.enc, m.cols}
+	if m.enc == encF32 || e.some.prepared[kind] != 0 {
+		return nil
+	}
+	n := int64(preparedBytes(m))
+	at, err := e.alloc(n)
+	if err != nil {
+		return err
+	}
+	e.some.prepared[kind] = at
+	return cu.MemsetD32Async(cu.DevicePtr(at), 0, n/4, e.stream)
+}
+
+// handOver makes a's vector come prepared, and returns how whoever computes it has to do that. It is nothing where a's kernel does not take
+// one.
+func (e *Engine) handOver(a *gemvArgs) nextArg {
+	if _, _, _, ok := onePlan(&a.w, e.sms, e.shared); a.n != 1 || !ok {
+		return nextArg{}
+	}
+	scale := float32(1)
+	if a.pro == proPlain {
+		scale = plainScale
+	}
+	a.in = e.some.prepared[preparedKind{a.w.enc, a.w.cols}]
+	return nextArg{at: a.in, enc: a.w.enc, room: int32(gemvRoom(&a.w)), scale: scale}
+}
+
+// chain lets the product from hand its results over to the next one.
+func (e *Engine) chain(from, next *gemvArgs) {
+	if oneTakes(from, e.sms, e.shared) {
+		from.next = e.handOver(next)
+	}
 }
 
 func (b *fewBuffers) close() {
@@ -85,9 +136,9 @@ func (e *Engine) matrices() []*matArg {
 	return out
 }
 
-// gemvName is the decode kernel for a matrix.
+// gemvName is the name of the decode kernels for a matrix, behind what tells the kernel for one vector from that for some.
 func gemvName(w *matArg) string {
-	name := map[int32]string{encF32: "gemv_f32", encF16: "gemv_f16", encI8: "gemv_i8", encI8G: "gemv_i8g", encI4: "gemv_i4g"}[w.enc]
+	name := map[int32]string{encF32: "f32", encF16: "f16", encI8: "i8", encI8G: "i8g", encI4: "i4g"}[w.enc]
 	if w.groupShift != 0 {
 		name += strconv.Itoa(1 << w.groupShift)
 	}
@@ -99,61 +150,94 @@ func gemvName(w *matArg) string {
 
 // gemv launches a product of the decode path.
 func (e *Engine) gemv(a *gemvArgs) error {
+	if a.heads == 0 {
+		a.heads = 1
+	}
+	if oneTakes(a, e.sms, e.shared) {
+		blocks, shared, team, _ := onePlan(&a.w, e.sms, e.shared)
+		a.teamShift = int32(team)
+		return e.launch("one_"+gemvName(&a.w), driver.Grid{X: blocks, Y: 1, Z: 1}, gemvWarps*32, shared, unsafe.Pointer(a), true)
+	}
 	shared, split, ok := gemvShared(&a.w, int(a.n), e.shared)
 	if !ok {
 		return fmt.Errorf("internal: a %d x %d matrix does not fit the decode kernel for %d tokens", a.w.rows, a.w.cols, a.n)
 	}
-	a.split = 0
 	if split {
 		a.split = 1
 	}
-	if a.heads == 0 {
-		a.heads = 1
-	}
-	// Two blocks fill a multiprocessor: one computes while the other waits at a barrier, and every one that ends makes room for exactly
-	// one of the next kernel.
 	blocks := e.sms
 	if 2*(shared+1024) <= e.shared+1024 {
 		blocks *= 2
 	}
-	return e.launch(gemvName(&a.w), driver.Grid{X: blocks, Y: 1, Z: 1}, gemvWarps*32, shared, unsafe.Pointer(a), true)
+	return e.launch("gemv_"+gemvName(&a.w), driver.Grid{X: blocks, Y: 1, Z: 1}, gemvWarps*32, shared, unsafe.Pointer(a), true)
 }
 
 // submitFew submits one token of n sequences through the model.
 func (e *Engine) submitFew(n int) error {
 	c, b := e.cfg, &e.some
-	d, qkvo, nn := int32(c.EmbeddingDim), int32(2*c.QKDim+2*c.VDim), int32(n)
-	em := embedArgs{w: e.embed, tokens: b.in + fewTok, x: b.x, n: nn, ldx: d}
+	blocks, head := e.kernels(n)
+	em := embedArgs{w: e.embed, tokens: b.in + fewTok, x: b.x, n: int32(n), ldx: int32(c.EmbeddingDim)}
 	if err := e.launch("embed", driver.Grid{X: n, Y: 1, Z: 1}, 256, 0, unsafe.Pointer(&em), false); err != nil {
 		return err
 	}
-	eps := float32(c.NormEps)
+	for i := range blocks {
+		p := &blocks[i]
+		if err := e.gemv(&p.qkvo); err != nil {
+			return err
+		}
+		if err := e.recur(&p.cell, n, "f32", true); err != nil {
+			return err
+		}
+		for _, a := range []*gemvArgs{&p.out, &p.gateUp, &p.down} {
+			if err := e.gemv(a); err != nil {
+				return err
+			}
+		}
+	}
+	return e.gemv(&head)
+}
+
+// blockKernels are the arguments of what computes a block.
+type blockKernels struct {
+	qkvo              gemvArgs
+	cell              cellArgs
+	out, gateUp, down gemvArgs
+}
+
+// kernels are the arguments of what computes a token of n sequences: the blocks, and the head.
+func (e *Engine) kernels(n int) ([]blockKernels, gemvArgs) {
+	c, b := e.cfg, &e.some
+	d, qkvo, nn, eps := int32(c.EmbeddingDim), int32(2*c.QKDim+2*c.VDim), int32(n), float32(c.NormEps)
+	o := b.qkvo + uint64(4*(2*c.QKDim+c.VDim))
+	ks := make([]blockKernels, len(e.blocks))
 	for i := range e.blocks {
 		bl := &e.blocks[i]
-		if err := e.gemv(&gemvArgs{w: bl.qkvo, gates: bl.gates, x: b.x, y: b.qkvo, gatesOut: b.gates, n: nn, ldx: d, ldy: qkvo, pro: proRMS, ep: epStore, eps: eps}); err != nil {
-			return err
+		k := &ks[i]
+		*k = blockKernels{
+			qkvo: gemvArgs{w: bl.qkvo, gates: bl.gates, x: b.x, y: b.qkvo, gatesOut: b.gates, n: nn, ldx: d, ldy: qkvo, pro: proRMS, ep: epStore, eps: eps},
+			cell: e.cellArgs(i, b.in+fewPieces, b.qkvo, b.gates, b.h),
+			out: gemvArgs{w: bl.out, x: b.h, y: b.x, o: o, normW: bl.headNorm, normB: bl.headNormBias, n: nn, ldx: int32(c.VDim), ldy: d, ldo: qkvo, pro: proGate,
+				ep: epAdd, heads: int32(c.NumHeads), eps: eps},
+			gateUp: gemvArgs{w: bl.gateUp, x: b.x, y: b.hidden, n: nn, ldx: d, ldy: int32(c.FFNDim), pro: proRMS, ep: epSwiGLU, eps: eps},
+			down:   gemvArgs{w: bl.down, x: b.hidden, y: b.x, n: nn, ldx: int32(c.FFNDim), ldy: d, pro: proPlain, ep: epAdd},
 		}
-		ca := e.cellArgs(i, b.in+fewPieces, b.qkvo, b.gates, b.h)
-		if err := e.recur(&ca, n, "f32", true); err != nil {
-			return err
+		if e.shape.dv%128 == 0 && e.shape.dv <= 512 && bl.headNorm == 0 {
+			k.cell.next, k.cell.arrived, k.cell.normEps = e.handOver(&k.out), b.arrived, eps
 		}
-		o := b.qkvo + uint64(4*(2*c.QKDim+c.VDim))
-		if err := e.gemv(&gemvArgs{w: bl.out, x: b.h, y: b.x, o: o, normW: bl.headNorm, normB: bl.headNormBias, n: nn, ldx: int32(c.VDim), ldy: d, ldo: qkvo,
-			pro: proGate, ep: epAdd, heads: int32(c.NumHeads), eps: eps}); err != nil {
-			return err
+		if i > 0 {
+			e.chain(&ks[i-1].down, &k.qkvo)
 		}
-		if err := e.gemv(&gemvArgs{w: bl.gateUp, x: b.x, y: b.hidden, n: nn, ldx: d, ldy: int32(c.FFNDim), pro: proRMS, ep: epSwiGLU, eps: eps}); err != nil {
-			return err
-		}
-		if err := e.gemv(&gemvArgs{w: bl.down, x: b.hidden, y: b.x, n: nn, ldx: int32(c.FFNDim), ldy: d, pro: proPlain, ep: epAdd}); err != nil {
-			return err
-		}
+		e.chain(&k.out, &k.gateUp)
+		e.chain(&k.gateUp, &k.down)
 	}
 	head := gemvArgs{w: e.head, x: b.x, y: b.logit, n: nn, ldx: d, ldy: int32(c.VocabSize), pro: proPlain, ep: epCap, eps: eps, cap: float32(c.OutputSoftCap)}
 	if c.OutNorm {
 		head.pro = proRMS
 	}
-	return e.gemv(&head)
+	if len(ks) > 0 {
+		e.chain(&ks[len(ks)-1].down, &head)
+	}
+	return ks, head
 }
 
 func (e *Engine) cellArgs(block int, pieces, qkvo, gates, h uint64) cellArgs {

@@ -1,4 +1,4 @@
-// Products for few tokens (decode): weights stream once through a ring of asynchronous copies, are taken apart in registers
+// Products for few tokens (decode of some sequences; gemv_one.cu has that of one): weights stream once through a ring of asynchronous copies, are taken apart in registers
 // and meet the activations in the tensor cores. What bounds them is memory: everything here is there to keep loads in flight.
 //
 // The work is tiles of 16 rows. The warps of a block share a tile, each taking every WARPS-th stretch of 128 bytes of its rows,
@@ -13,26 +13,6 @@ __device__ __forceinline__ void finish(const GemvArgs& a, int row, int c, float 
   if (a.ep == EP_ADD) v += __ldcg(y);
   if (a.ep == EP_CAP) v = softcap(v, a.cap);
   *y = v;
-}
-
-// gateRows computes the fp32 rows of the input and forget gates, one row a block, the last blocks first: they have fewer tiles.
-__device__ void gateRows(const GemvArgs& a, float* red, const float* rs) {
-  const int K = a.gates.cols, ld = a.gates.rowBytes / 4, tid = threadIdx.x;
-  for (int r = gridDim.x - 1 - blockIdx.x; r < a.gates.rows; r += gridDim.x) {
-    const float* w = (const float*)a.gates.values + (size_t)r * ld;
-    for (int c = 0; c < a.n; c++) {
-      const float* x = (const float*)a.x + (size_t)c * a.ldx;
-      float s = 0.f;
-#pragma unroll 8
-      for (int k = tid; k < K; k += WARPS * 32) s += w[k] * __ldcg(x + k);
-      s = blockSum(s, red);
-      if (tid == 0) {
-        s *= rs[c] * inScale(a.pro);
-        if (a.gates.bias) s += ((const float*)a.gates.bias)[r];
-        ((float*)a.gatesOut)[(size_t)c * a.gates.rows + r] = s;
-      }
-    }
-  }
 }
 
 // Global row of row r of a tile. With SwiGLU a tile is 8 gate rows and the 8 up rows that belong to them.
@@ -66,43 +46,45 @@ __device__ __forceinline__ void gemvBody(const GemvArgs& a) {
   const int tiles = (top + tileRows - 1) / tileRows;
   const char* W = (const char*)a.w.values;
 
-  // Requests of stretches: a lane copies 16 bytes each of rows lane/8 + 4j of a tile.
-  const size_t d1 = (size_t)4 * rowBytes, d2 = swi ? (size_t)half * rowBytes : 2 * d1;
+  // Requests of stretches: a lane copies 16 bytes each of rows lane/8 + 4j of a tile. What lies behind a row's end is zeros; rows
+  // behind the last are the last again, for nobody reads what becomes of them.
+  const int last = top - 1;
   const uint32_t ring = smemAddr(smem) + warp * (STAGES * STAGE_BYTES);
   const uint32_t dst0 = ring + swz(lane >> 3, lane & 7), dst1 = ring + swz((lane >> 3) + 4, lane & 7);
   int pfS = warp, pfTile = blockIdx.x;
   while (pfS >= S) { pfS -= S; pfTile += gridDim.x; }
   auto request = [&](int slot) {
     if (pfTile < tiles) {
-      int row = pfTile * tileRows + (lane >> 3), off = pfS * 128 + (lane & 7) * 16;
-      const char* p = W + (size_t)row * rowBytes + off;
-      bool in = off < rowBytes, ok0 = in && row < top, ok1 = in && row + 4 < top;
-      bool ok2 = swi ? ok0 : in && row + 8 < top, ok3 = swi ? ok1 : in && row + 12 < top;
-      uint32_t o = slot * STAGE_BYTES;
-      cpAsync(dst0 + o, ok0 ? p : W, ok0);
-      cpAsync(dst1 + o, ok1 ? p + d1 : W, ok1);
-      cpAsync(dst0 + o + 1024, ok2 ? p + d2 : W, ok2);
-      cpAsync(dst1 + o + 1024, ok3 ? p + d2 + d1 : W, ok3);
+      const int row = pfTile * tileRows + (lane >> 3), off = pfS * 128 + (lane & 7) * 16;
+      const bool in = off < rowBytes;
+      const char* p = W + (in ? off : 0);
+      const int r0 = min(row, last), r1 = min(row + 4, last);
+      const int r2 = swi ? r0 + half : min(row + 8, last), r3 = swi ? r1 + half : min(row + 12, last);
+      const uint32_t o = slot * STAGE_BYTES;
+      cpAsync(dst0 + o, p + (int64_t)r0 * rowBytes, in);
+      cpAsync(dst1 + o, p + (int64_t)r1 * rowBytes, in);
+      cpAsync(dst0 + o + 1024, p + (int64_t)r2 * rowBytes, in);
+      cpAsync(dst1 + o + 1024, p + (int64_t)r3 * rowBytes, in);
       pfS += WARPS;
       while (pfS >= S) { pfS -= S; pfTile += gridDim.x; }
     }
     cpCommit();
   };
-  // Scales come a stretch ahead, into registers: lane%4 has groups lane%4 and lane%4+4 of rows lane/4 and lane/4+8.
+  // Scales come a stretch ahead, into registers: lane%4 has groups lane%4 and lane%4+4 of rows lane/4 and lane/4+8. Behind a row's last
+  // group, whose activations are zeros, it is the last again, and likewise behind the last tile.
   uint16_t sc[NSC][2], mn[NSC][2];
   auto loadScales = [&](int s, int tile) {
     if constexpr (GROUPED) {
+      const int i = min(tile, tiles - 1) * tileRows + (lane >> 2), r0 = min(i, last), r1 = swi ? r0 + half : min(i + 8, last);
 #pragma unroll
-      for (int r = 0; r < 2; r++) {
-        int i = tile * tileRows + (lane >> 2), row = r == 0 ? i : swi ? half + i : i + 8;
-        bool ok = tile < tiles && (swi || r == 0 ? i : i + 8) < top;
-        size_t at = (size_t)row * a.w.groups;
-#pragma unroll
-        for (int j = 0; j < NSC; j++) {
-          int g = s * GPS + ((lane & 3) & (GPS - 1)) + 4 * j;
-          bool take = ok && g < a.w.groups;
-          sc[j][r] = take ? ((const uint16_t*)a.w.scales)[at + g] : (uint16_t)0;
-          if (ASYM) mn[j][r] = take ? ((const uint16_t*)a.w.mins)[at + g] : (uint16_t)0;
+      for (int j = 0; j < NSC; j++) {
+        const int g = min(s * GPS + ((lane & 3) & (GPS - 1)) + 4 * j, a.w.groups - 1);
+        const int64_t at0 = (int64_t)r0 * a.w.groups + g, at1 = (int64_t)r1 * a.w.groups + g;
+        sc[j][0] = ((const uint16_t*)a.w.scales)[at0];
+        sc[j][1] = ((const uint16_t*)a.w.scales)[at1];
+        if (ASYM) {
+          mn[j][0] = ((const uint16_t*)a.w.mins)[at0];
+          mn[j][1] = ((const uint16_t*)a.w.mins)[at1];
         }
       }
     }
@@ -115,19 +97,15 @@ __device__ __forceinline__ void gemvBody(const GemvArgs& a) {
   launchDependents();
 
   waitPredecessor();
-  if (canLoadOne(a)) {
-    loadOne<ENC, GS, ASYM>(a, xs, xStride, S * SV, red, rs, corr, sums);
-  } else {
-    // Zeros behind the rows' ends, then the activations.
-    const halfSink<ENC> sink{xs, xStride, a.n, a.split};
-    int from = a.w.cols, len = S * SV - from;
-    for (int c = 0; c < a.n; c++)
-      for (int i = tid; i < len; i += WARPS * 32) sink.one(c, from + i, 0.f);
-    loadX(a, a.w.cols, red, rs, sink);
-    if constexpr (ENC != ENC_F16) {
-      groupSums<ENC, GS, ASYM>(xs, xStride, cols, cols2, S * SV, corr, sums);
-      __syncthreads();
-    }
+  // Zeros behind the rows' ends, then the activations.
+  const halfSink<ENC> sink{xs, xStride, a.n, a.split};
+  const int from = a.w.cols, len = S * SV - from;
+  for (int c = 0; c < a.n; c++)
+    for (int i = tid; i < len; i += WARPS * 32) sink.one(c, from + i, 0.f);
+  loadX(a, a.w.cols, red, rs, sink);
+  if constexpr (ENC != ENC_F16) {
+    groupSums<ENC, GS, ASYM>(xs, xStride, cols, cols2, S * SV, corr, sums);
+    __syncthreads();
   }
   if (ENC == ENC_I8 && tid < a.n) {  // read after the first tile's barrier
     float v = 0.f;
@@ -230,67 +208,36 @@ __device__ __forceinline__ void gemvBody(const GemvArgs& a) {
       *(float2*)(p + (r0 + 8) * cols2 + c0) = make_float2(acc[2], acc[3]);
     }
     const bool mine = warp == (local & (WARPS - 1));  // this warp finishes the tile, while the others go on
-    // One token: lane%16 has a row, and each half of the warp half of the partial sums. What the epilogue needs is on its way before
-    // the barrier.
-    const int r1 = lane & 15, row1 = tileRow(a.ep, a.w.rows, tile, r1);
-    const bool one = a.n == 1 && mine && row1 < a.w.rows;
-    float scale = 1.f, bias = 0.f, old = 0.f;
-    if (one) {
-      if (ENC == ENC_I8) scale = ((const float*)a.w.scales)[row1];
-      if (a.w.bias) bias = ((const float*)a.w.bias)[row1];
-      if (a.ep == EP_ADD) old = __ldcg((const float*)a.y + row1);
-    }
     __syncthreads();
     if (mine) {
       // The barrier of the next tile keeps the others from overwriting these partial sums.
       const float* q = part + (local & 1) * WARPS * 16 * cols2;
-      if (a.n == 1) {  // cols2 is 2
+      auto total = [&](int r, int c) {
         float v = 0.f;
 #pragma unroll
-        for (int w = 0; w < WARPS / 2; w++) {
-          float2 u = *(const float2*)(q + ((w + (lane >> 4) * (WARPS / 2)) * 16 + r1) * 2);
-          v += a.split ? u.x + u.y : u.x;
+        for (int w = 0; w < WARPS; w++) {
+          v += q[(w * 16 + r) * cols2 + c];
+          if (a.split) v += q[(w * 16 + r) * cols2 + c + a.n];
         }
-        v += __shfl_xor_sync(~0u, v, 16);
-        if (ENC == ENC_I8) v = (v - over[0]) * scale;
-        v = v * rs[0] + bias;
-        float up = __shfl_down_sync(~0u, v, 8);
-        if (one && lane < 16) {
-          if (swi) {
-            if (lane < 8) ((float*)a.y)[row1] = siluf(v) * up;
-          } else {
-            v += old;
-            ((float*)a.y)[row1] = a.ep == EP_CAP ? softcap(v, a.cap) : v;
+        if constexpr (ENC == ENC_I8) {
+          int row = tileRow(a.ep, a.w.rows, tile, r);
+          v = row < a.w.rows ? (v - over[c]) * ((const float*)a.w.scales)[row] : 0.f;
+        }
+        return v * rs[c];
+      };
+      if (swi) {
+        for (int i = lane; i < 8 * a.n; i += 32) {
+          int r = i & 7, c = i >> 3, row = tile * 8 + r;
+          if (row < half) {
+            float g = total(r, c), u = total(r + 8, c);
+            if (a.w.bias) { g += ((const float*)a.w.bias)[row]; u += ((const float*)a.w.bias)[half + row]; }
+            ((float*)a.y)[(size_t)c * a.ldy + row] = siluf(g) * u;
           }
         }
       } else {
-        auto total = [&](int r, int c) {
-          float v = 0.f;
-#pragma unroll
-          for (int w = 0; w < WARPS; w++) {
-            v += q[(w * 16 + r) * cols2 + c];
-            if (a.split) v += q[(w * 16 + r) * cols2 + c + a.n];
-          }
-          if constexpr (ENC == ENC_I8) {
-            int row = tileRow(a.ep, a.w.rows, tile, r);
-            v = row < a.w.rows ? (v - over[c]) * ((const float*)a.w.scales)[row] : 0.f;
-          }
-          return v * rs[c];
-        };
-        if (swi) {
-          for (int i = lane; i < 8 * a.n; i += 32) {
-            int r = i & 7, c = i >> 3, row = tile * 8 + r;
-            if (row < half) {
-              float g = total(r, c), u = total(r + 8, c);
-              if (a.w.bias) { g += ((const float*)a.w.bias)[row]; u += ((const float*)a.w.bias)[half + row]; }
-              ((float*)a.y)[(size_t)c * a.ldy + row] = siluf(g) * u;
-            }
-          }
-        } else {
-          for (int i = lane; i < 16 * a.n; i += 32) {
-            int r = i & 15, c = i >> 4, row = tile * 16 + r;
-            if (row < a.w.rows) finish(a, row, c, total(r, c));
-          }
+        for (int i = lane; i < 16 * a.n; i += 32) {
+          int r = i & 15, c = i >> 4, row = tile * 16 + r;
+          if (row < a.w.rows) finish(a, row, c, total(r, c));
         }
       }
     }

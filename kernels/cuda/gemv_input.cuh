@@ -1,6 +1,6 @@
 // What the decode kernels do with their activations before the product: norms, gates, the way into fp16, sums of groups.
 #pragma once
-#include "common.cuh"
+#include "prepared.cuh"
 
 enum { PRO_PLAIN = 0, PRO_RMS = 1, PRO_GATE = 2 };
 enum { EP_STORE = 0, EP_ADD = 1, EP_SWIGLU = 2, EP_CAP = 3 };
@@ -11,12 +11,16 @@ struct GemvArgs {
   dptr o;             // PRO_GATE: preactivations of the output gate [n, ldo]
   dptr normW, normB;  // PRO_GATE: weight and bias of the per-head norm, or 0
   dptr gatesOut;
+  dptr in;            // one token: x as the kernel before prepared it, or 0
+  Next next;          // one token: how to prepare y for the kernel after, or nothing
   int32_t n, ldx, ldy, ldo;
   int32_t pro, ep;
   int32_t heads, split;  // split: the activations as two fp16 terms each, 22 bits together
   float eps, cap;
+  int32_t teamShift;     // one token: log2 of the warps that share a tile
+  int32_t unused;
 };
-static_assert(sizeof(GemvArgs) == 200, "args.go");
+static_assert(sizeof(GemvArgs) == 240, "args.go");
 
 constexpr int WARPS = 16;
 constexpr int STAGES = 2;
@@ -213,115 +217,22 @@ __device__ __forceinline__ void groupSums(const char* xs, int stride, int cols, 
   }
 }
 
-// oneSink stores one vector's activations as loadX and groupSums do together: fp16 and what is left of it, and the sums of groups.
-template <int ENC, int GS, bool ASYM>
-struct oneSink {
-  char* xs;
-  int stride;
-  float *corr, *sums;
-  float total;  // int8: of all values that this thread has stored
-
-  // put stores four values from k, a multiple of 4; where there are sums, the lanes of a warp store 128 consecutive ones.
-  __device__ __forceinline__ void put(int k, float4 v) {
-    const bool high = ENC == ENC_I4 && (k & 16);
-    if (high) { v.x *= 0.0625f; v.y *= 0.0625f; v.z *= 0.0625f; v.w *= 0.0625f; }
-    const halfSink<ENC> to{xs, stride, 1, 1};
-    const __half a = toHalf(v.x), b = toHalf(v.y), c = toHalf(v.z), d = toHalf(v.w);
-    const float fa = __half2float(a), fb = __half2float(b), fc = __half2float(c), fd = __half2float(d);
-    const __half e = toHalf(v.x - fa), f = toHalf(v.y - fb), g = toHalf(v.z - fc), h = toHalf(v.w - fd);
-    to.put(0, k, a, b, c, d);
-    to.put(1, k, e, f, g, h);
-    if constexpr (ENC == ENC_I8) {
-      total += ((fa + fb) + (fc + fd)) + ((__half2float(e) + __half2float(f)) + (__half2float(g) + __half2float(h)));
-    } else if constexpr (ENC != ENC_F16) {
-      float s0 = (fa + fb) + (fc + fd), s1 = (__half2float(e) + __half2float(f)) + (__half2float(g) + __half2float(h));
-      if (high) { s0 *= 16.f; s1 *= 16.f; }
-      const float offset = ENC != ENC_I4 ? -1152.f : high ? (ASYM ? -64.f : -72.f) : (ASYM ? -1024.f : -1032.f);
-      float c0 = s0 * offset, c1 = s1 * offset;
-#pragma unroll
-      for (int o = (1 << GS) / 8; o; o >>= 1) {
-        c0 += __shfl_xor_sync(~0u, c0, o);
-        c1 += __shfl_xor_sync(~0u, c1, o);
-        if (ASYM) {
-          s0 += __shfl_xor_sync(~0u, s0, o);
-          s1 += __shfl_xor_sync(~0u, s1, o);
-        }
-      }
-      if ((k & ((1 << GS) - 1)) == 0) {
-        *(float2*)(corr + (k >> GS) * 2) = make_float2(c0, c1);
-        if (ASYM) *(float2*)(sums + (k >> GS) * 2) = make_float2(s0, s1);
-      }
-    }
-  }
-};
-
-// canLoadOne says whether loadOne can take the activations.
-__device__ __forceinline__ bool canLoadOne(const GemvArgs& a) {
-  return a.n == 1 && a.split && (a.pro == PRO_GATE ? a.w.cols == 512 * a.heads && !a.normW : (a.w.cols & 3) == 0);
-}
-
-// loadOne is loadX and groupSums for one vector: all of its loads are under way at once, and one barrier is enough. n is the room for
-// values, zero behind the last.
-template <int ENC, int GS, bool ASYM>
-__device__ __forceinline__ void loadOne(const GemvArgs& a, char* xs, int stride, int n, float* red, float* rs, float* corr, float* sums) {
-  const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, K = a.w.cols;
-  oneSink<ENC, GS, ASYM> sink{xs, stride, corr, sums, 0.f};
-  const float scale = inScale(a.pro);
-  float sum = 0.f;
-  if (a.pro == PRO_GATE) {
-    // A head's 512 values are one read of a warp; two warps have a head, and each stores half of it.
-#pragma unroll 1
-    for (int u = warp; u < 2 * a.heads; u += WARPS) {
-      const float4 *h = (const float4*)a.x + (u >> 1) * 128, *o = (const float4*)a.o + u * 64;
-      float4 v[4], g[2];
-#pragma unroll
-      for (int j = 0; j < 4; j++) v[j] = __ldcg(h + lane + 32 * j);
-#pragma unroll
-      for (int j = 0; j < 2; j++) g[j] = __ldcg(o + lane + 32 * j);
+// gateRows computes the fp32 rows of the input and forget gates, one row a block, the last blocks first: they have fewer tiles.
+__device__ void gateRows(const GemvArgs& a, float* red, const float* rs) {
+  const int K = a.gates.cols, ld = a.gates.rowBytes / 4, tid = threadIdx.x;
+  for (int r = gridDim.x - 1 - blockIdx.x; r < a.gates.rows; r += gridDim.x) {
+    const float* w = (const float*)a.gates.values + (size_t)r * ld;
+    for (int c = 0; c < a.n; c++) {
+      const float* x = (const float*)a.x + (size_t)c * a.ldx;
       float s = 0.f;
-#pragma unroll
-      for (int j = 0; j < 4; j++) s += (v[j].x + v[j].y) + (v[j].z + v[j].w);
-      const float mean = warpSum(s) * (1.f / 512);
-      s = 0.f;
-#pragma unroll
-      for (int j = 0; j < 4; j++) {
-        v[j].x -= mean; v[j].y -= mean; v[j].z -= mean; v[j].w -= mean;
-        s += (v[j].x * v[j].x + v[j].y * v[j].y) + (v[j].z * v[j].z + v[j].w * v[j].w);
-      }
-      const float r = rsqrtf(warpSum(s) * (1.f / 512) + a.eps);
-#pragma unroll
-      for (int j = 0; j < 2; j++) {
-        const float4 w = u & 1 ? v[j + 2] : v[j];
-        sink.put(u * 256 + 4 * (lane + 32 * j), make_float4(w.x * r * sigmoidf(g[j].x), w.y * r * sigmoidf(g[j].y), w.z * r * sigmoidf(g[j].z), w.w * r * sigmoidf(g[j].w)));
+#pragma unroll 8
+      for (int k = tid; k < K; k += WARPS * 32) s += w[k] * __ldcg(x + k);
+      s = blockSum(s, red);
+      if (tid == 0) {
+        s *= rs[c] * inScale(a.pro);
+        if (a.gates.bias) s += ((const float*)a.gates.bias)[r];
+        ((float*)a.gatesOut)[(size_t)c * a.gates.rows + r] = s;
       }
     }
-    for (int k = K + 4 * tid; k < n; k += 4 * WARPS * 32) sink.put(k, make_float4(0.f, 0.f, 0.f, 0.f));
-  } else {
-    constexpr int N = 6, STEP = WARPS * 32;
-    const float4* x = (const float4*)a.x;
-#pragma unroll 1
-    for (int k0 = tid; k0 < n / 4; k0 += N * STEP) {
-      float4 v[N];
-#pragma unroll
-      for (int j = 0; j < N; j++) v[j] = k0 + j * STEP < K / 4 ? __ldcg(x + k0 + j * STEP) : make_float4(0.f, 0.f, 0.f, 0.f);
-#pragma unroll
-      for (int j = 0; j < N; j++) {
-        sum += (v[j].x * v[j].x + v[j].y * v[j].y) + (v[j].z * v[j].z + v[j].w * v[j].w);
-        if (k0 + j * STEP < n / 4) sink.put(4 * (k0 + j * STEP), make_float4(v[j].x * scale, v[j].y * scale, v[j].z * scale, v[j].w * scale));
-      }
-    }
-  }
-  if (a.pro == PRO_RMS) {
-    sum = warpSum(sum);
-    if (lane == 0) red[warp] = sum;
-  }
-  if (ENC == ENC_I8) {
-    const float total = warpSum(sink.total);
-    if (lane == 0) *(float2*)(corr + 2 * warp) = make_float2(1152.f * total, 0.f);
-  }
-  __syncthreads();
-  if (warp == 0) {
-    const float r = a.pro == PRO_RMS ? rsqrtf(warpSum(lane < WARPS ? red[lane] : 0.f) / K + a.eps) : 1.f;
-    if (lane == 0) rs[0] = r / scale;
   }
 }

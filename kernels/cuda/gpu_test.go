@@ -157,6 +157,35 @@ func compare(t *testing.T, got, want []float32, vocab int, half bool, enc, what 
 	}
 }
 
+// TestOne holds single tokens of one sequence against the CPU engine where the others' models do not lead: tiles of many rows for every team
+// of warps, heads of 128 and 512 values that the cell finishes, and matrices whose vectors go from one encoding to another.
+func TestOne(t *testing.T) {
+	tall := format.Config{VocabSize: 34096, EmbeddingDim: 512, NumBlocks: 3, NumHeads: 4, QKDim: 256, VDim: 512, FFNDim: 1376, NormEps: 1e-6, CellEps: 1e-6,
+		GateSoftCap: 15, OutputSoftCap: 30, BOS: -1}
+	heads := models["wide"]
+	heads.NumBlocks, heads.VocabSize = 3, 320
+	for name, cfg := range map[string]format.Config{"tall": tall, "heads": heads} {
+		for _, enc := range []string{"fp16", "int8", "int8g128", "int4g64", "int4g32a", "mixed"} {
+			t.Run(name+"/"+enc, func(t *testing.T) {
+				coded, plain := randomModel(t, cfg, enc, 8)
+				ref, e := onCPU(t, plain), onGPU(t, coded, cuda.Options{})
+				tokens := randomTokens(10, cfg.VocabSize, 2)
+				want := feed.Tokens(t, ref, newState(t, ref), tokens, cfg.VocabSize, feed.Single)
+				got := feed.Tokens(t, e, newState(t, e), tokens, cfg.VocabSize, feed.Single)
+				limited := enc
+				if enc == "mixed" {
+					limited = "int"
+				}
+				compare(t, got, want, cfg.VocabSize, false, limited, enc)
+				again := feed.Tokens(t, e, newState(t, e), tokens, cfg.VocabSize, feed.Single)
+				if difference(got, again) != 0 {
+					t.Error("the same tokens give other logits")
+				}
+			})
+		}
+	}
+}
+
 // TestLengths feeds prompts of many lengths, then a token.
 func TestLengths(t *testing.T) {
 	for _, enc := range []string{"fp32", "fp16"} {

@@ -37,16 +37,28 @@ func (m *memory) Tensor(name string) (format.Tensor, bool) {
 	return t, ok
 }
 
-// randomModel makes a model of random weights in an encoding, and the same weights in float32.
+// mixed are the encodings of a model's matrices, in turn.
+var mixed = []string{"int4g64", "fp16", "int8", "int4g32a", "int8g128", "int8g64", "int4g128"}
+
+// randomModel makes a model of random weights in an encoding, or "mixed", and the same weights in float32.
 func randomModel(t testing.TB, cfg format.Config, encoding string, seed uint64) (coded, plain *memory) {
 	t.Helper()
-	enc, err := format.ParseEncoding(encoding)
-	if err != nil {
-		t.Fatal(err)
+	next := 0
+	encodingOf := func(string) format.Encoding {
+		name := encoding
+		if name == "mixed" {
+			name = mixed[next%len(mixed)]
+			next++
+		}
+		enc, err := format.ParseEncoding(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return enc
 	}
 	r := rand.New(rand.NewPCG(seed, 2))
 	coded, plain = &memory{cfg, map[string]format.Tensor{}}, &memory{cfg, map[string]format.Tensor{}}
-	for _, s := range format.Specs(&cfg, func(string) format.Encoding { return enc }) {
+	for _, s := range format.Specs(&cfg, encodingOf) {
 		w := make([]float32, s.Rows*s.Cols)
 		for i := range w {
 			w[i] = float32(r.NormFloat64()) / float32(math.Sqrt(float64(s.Cols)))

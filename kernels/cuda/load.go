@@ -119,7 +119,7 @@ func (e *Engine) upload(_ Weights, tensors []placed) error {
 
 // copyParallel copies with several goroutines: one does not read a mapping as fast as the bus takes it.
 func copyParallel(dst, src []byte) {
-	const part = 4 << 20
+	const part = 1 << 20
 	var wg sync.WaitGroup
 	for from := 0; from < len(src); from += part {
 		to := min(from+part, len(src))
@@ -196,6 +196,33 @@ func (e *Engine) link(tensors []placed) {
 	if e.half && chunkShared(e.cfg.HeadQKDim(), 1) > e.shared {
 		e.half = false
 	}
+}
+
+// alignGroups gives matrices whose rows have no whole number of stretches' groups other scales and minimums, with zeros behind the last
+// group: so that copies to shared memory are aligned. It costs an int4 model 1 % more memory at most.
+func (e *Engine) alignGroups() error {
+	for _, m := range append(e.matrices(), &e.head) {
+		if m.groupShift == 0 || int(m.groups)%stretchGroups(m) == 0 {
+			continue
+		}
+		padded := gemvRoom(m) >> m.groupShift
+		for _, p := range []*uint64{&m.scales, &m.mins} {
+			if *p == 0 {
+				continue
+			}
+			to, err := e.alloc(2 * int64(padded) * int64(m.rows))
+			if err != nil {
+				return err
+			}
+			a := spreadArgs{from: *p, to: to, rows: m.rows, groups: m.groups, padded: int32(padded)}
+			if err := e.launch("spread_groups", driver.Grid{X: (int(m.rows)*padded + 255) / 256, Y: 1, Z: 1}, 256, 0, unsafe.Pointer(&a), false); err != nil {
+				return err
+			}
+			*p = to
+		}
+		m.groups = int32(padded)
+	}
+	return nil
 }
 
 // Synthetic opens an engine for a model of config cfg with pseudo-random weights, made on the device: for measuring. encodingOf says

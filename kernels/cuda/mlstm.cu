@@ -1,11 +1,38 @@
 // The recurrent form of the mLSTM cell (arXiv 2503.13427), token after token.
 #include "mlstm.cuh"
 
+// finishHead normalizes a head's dv values, 128, 256, 384 or 512, gates them and prepares them for the output projection.
+__device__ __forceinline__ void finishHead(const CellArgs& a, int tok, int head) {
+  const int lane = threadIdx.x & 31, part = threadIdx.x >> 5, parts = a.dv >> 7;
+  if (part >= parts) return;
+  const float4* h = (const float4*)((const float*)a.h + (size_t)tok * a.vDim + head * a.dv) + lane;
+  const float4* o = (const float4*)((const float*)a.qkvo + (size_t)tok * a.ld + 2 * a.qkDim + a.vDim + head * a.dv) + lane;
+  const float4 own = __ldcg(h + 32 * part), g = __ldcg(o + 32 * part);
+  float4 v[4];
+  float s = 0.f;
+#pragma unroll
+  for (int j = 0; j < 4; j++) v[j] = j < parts ? __ldcg(h + 32 * j) : make_float4(0.f, 0.f, 0.f, 0.f);
+#pragma unroll
+  for (int j = 0; j < 4; j++) s += (v[j].x + v[j].y) + (v[j].z + v[j].w);
+  const float mean = warpSum(s) / a.dv;
+  s = 0.f;
+#pragma unroll
+  for (int j = 0; j < 4; j++) {
+    if (j >= parts) break;
+    const float x = v[j].x - mean, y = v[j].y - mean, z = v[j].z - mean, w = v[j].w - mean;
+    s += (x * x + y * y) + (z * z + w * w);
+  }
+  const float r = rsqrtf(warpSum(s) / a.dv + a.normEps);
+  prepareFour(a.next, head * a.dv + 128 * part + 4 * lane, make_float4((own.x - mean) * r * sigmoidf(g.x), (own.y - mean) * r * sigmoidf(g.y),
+    (own.z - mean) * r * sigmoidf(g.z), (own.w - mean) * r * sigmoidf(g.w)));
+}
+
 // The recurrent form: one token (decode) or any number, 256 threads. A thread has 4 columns of the rows tid/8 + 32 j. X is the
 // type of qkvo; h is of the same type.
 template <class T, class X, int RPT>
 __device__ __forceinline__ void recur(const CellArgs& a) {
   __shared__ float hp[8][SLICE + 1], red[32];
+  __shared__ uint32_t before;
   const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
   const int slice = blockIdx.x, head = blockIdx.y;
   launchDependents();
@@ -102,6 +129,17 @@ __device__ __forceinline__ void recur(const CellArgs& a) {
       }
     }
   }
+  if constexpr (sizeof(X) == 4) {
+    // The last of a head's blocks to arrive here finishes the head: nobody waits for anybody.
+    if (a.next.at && warp == 0) {
+      __syncwarp();
+      if (lane == 0) {
+        uint32_t* arrived = (uint32_t*)a.arrived + blockIdx.z * a.heads + head;
+        before = arrive(arrived);
+        if (before == a.slices - 1) *arrived = 0;
+      }
+    }
+  }
 #pragma unroll
   for (int j = 0; j < RPT; j++) {
     int r = row0 + 32 * j;
@@ -113,6 +151,13 @@ __device__ __forceinline__ void recur(const CellArgs& a) {
     if (r < a.dk) N[r] = nreg[j];
   }
   if (tid == 0) M[0] = m;
+  if constexpr (sizeof(X) == 4) {
+    if (a.next.at) {
+      __syncthreads();
+      if (before != a.slices - 1) return;
+      finishHead(a, pc.tok, head);
+    }
+  }
 }
 
 #define RECUR(NAME, T, X, RPT) \

@@ -3,7 +3,7 @@
 // One thread block has one slice of SLICE columns of one head of one sequence, whatever the form. It holds its part of C in
 // registers from the first token to the last, and needs nothing from other blocks.
 #pragma once
-#include "common.cuh"
+#include "prepared.cuh"
 
 struct CellArgs {
   dptr pieces;         // Piece [grid.z]
@@ -17,8 +17,12 @@ struct CellArgs {
   int32_t tokens;      // of the pass
   int32_t stateType;
   float cap, eps;
+  Next next;           // one token: how to prepare what is normed and gated for the output projection, or nothing
+  dptr arrived;        // uint32 [pieces, heads], zero: blocks of a head that are done
+  float normEps;       // of the per-head norm
+  int32_t unused;
 };
-static_assert(sizeof(CellArgs) == 96, "args.go");
+static_assert(sizeof(CellArgs) == 136, "args.go");
 
 __host__ __device__ inline int64_t recordBytes(int dk, int stateType) {
   return (int64_t)dk * SLICE * (stateType == ST_F32 ? 4 : 2) + dk * 4 + 128;

@@ -173,6 +173,7 @@ func matrixArg(t *format.Tensor, at uint64) matArg {
 const (
 	gemvWarps  = 16
 	gemvStages = 2
+	plainScale = 0.125 // of activations that no norm has bounded, on their way into fp16
 	stageBytes = 16 * 128
 )
 
@@ -186,10 +187,10 @@ func gemvShared(w *matArg, n, limit int) (bytes int, split, ok bool) {
 		bytes = 4 * (gemvWarps*8 + 8 + n*int(w.rowBytes)/4)
 		return bytes, false, bytes <= limit
 	}
-	values := map[int32]int{encF16: 64, encI8: 128, encI8G: 128, encI4: 256}[w.enc]
+	values := gemvValues[w.enc]
 	size := func(cols int) int {
-		stretches, cols2 := (int(w.rowBytes)+127)/128, (cols+1)&^1
-		b := gemvWarps*gemvStages*stageBytes + cols*(stretches*values*2+16)
+		stretches, cols2 := gemvStretches(w), (cols+1)&^1
+		b := gemvWarps*gemvStages*stageBytes + cols*(gemvRoom(w)*2+16)
 		b += 4 * (2*gemvWarps*16*cols2 + gemvWarps*8 + 8)
 		switch {
 		case w.enc == encI8:
@@ -206,6 +207,77 @@ func gemvShared(w *matArg, n, limit int) (bytes int, split, ok bool) {
 	}
 	bytes = size(n)
 	return bytes, false, bytes <= limit
+}
+
+// gemvValues is how many values of a row are in 128 bytes.
+var gemvValues = [...]int{encF16: 64, encI8: 128, encI8G: 128, encI4: 256}
+
+// gemvStretches is how many stretches of 128 bytes a row of w has.
+func gemvStretches(w *matArg) int { return (int(w.rowBytes) + 127) / 128 }
+
+// gemvRoom is the number of values that a vector for w is padded to.
+func gemvRoom(w *matArg) int { return gemvStretches(w) * gemvValues[w.enc] }
+
+// preparedBytes is the size of a prepared vector for w: two fp16 terms a value, two float32 sums each eight.
+func preparedBytes(w *matArg) int { return gemvRoom(w)*4 + gemvRoom(w)/8*8 }
+
+// stretchGroups is how many groups of a row of w are in a stretch.
+func stretchGroups(w *matArg) int { return gemvValues[w.enc] >> w.groupShift }
+
+// onePlan is how the decode kernel for one vector runs: its blocks, shared memory, and log2 of the warps that share a tile. ok is false
+// where there is none for w: it takes whole tiles of rows, a stretch of them for every warp of a team, and distances of less than 4 GB.
+// Two blocks fill a multiprocessor: one computes while the other waits at a barrier, and every one that ends makes room for exactly one
+// of the next kernel.
+func onePlan(w *matArg, sms, limit int) (blocks, shared, teamShift int, ok bool) {
+	s := gemvStretches(w)
+	if w.enc == encF32 || w.rows%16 != 0 || s < 2 || int64(w.rows)*int64(w.rowBytes) >= 1<<32 {
+		return 0, 0, 0, false
+	}
+	teamShift = bits.Len(uint(min(s, gemvWarps))) - 1
+	for blocks = 2 * sms; ; blocks /= 2 {
+		parts := 1
+		if int(w.rows)/16 > blocks*gemvWarps>>teamShift {
+			parts = 2
+		}
+		shared = oneShared(w, parts)
+		if blocks == sms || 2*(shared+1024) <= limit+1024 {
+			return blocks, shared, teamShift, shared <= limit
+		}
+	}
+}
+
+// oneShared is the shared memory that the decode kernel for one vector needs, with parts buffers of partial sums.
+func oneShared(w *matArg, parts int) int {
+	stage, sums := stageBytes, 0
+	switch {
+	case w.enc == encI8:
+		sums = gemvWarps
+	case w.groupShift != 0:
+		sums = gemvRoom(w) >> w.groupShift
+		scales := 2 * stretchGroups(w)
+		if w.mins != 0 {
+			sums *= 2
+			scales *= 2
+		}
+		if stretchGroups(w) > 1 {
+			stage += 16 * scales
+		}
+	}
+	return gemvWarps*gemvStages*stage + 2*(gemvRoom(w)*2+16) + 4*(gemvWarps+16+sums+parts*gemvWarps*16)
+}
+
+// oneTakes says whether the decode kernel for one vector takes a's: prepared, or so that it can prepare it itself.
+func oneTakes(a *gemvArgs, sms, limit int) bool {
+	if _, _, _, ok := onePlan(&a.w, sms, limit); a.n != 1 || !ok {
+		return false
+	}
+	switch {
+	case a.in != 0:
+		return true
+	case a.pro == proGate:
+		return a.w.cols == 512*a.heads && a.normW == 0
+	}
+	return a.w.cols%4 == 0
 }
 
 // chunkShared is the shared memory of the chunkwise kernel with stages buffers.

@@ -34,12 +34,12 @@ func TestArgSizes(t *testing.T) {
 		name      string
 		got, want uintptr
 	}{
-		{"Mat", unsafe.Sizeof(matArg{}), 56}, {"Piece", unsafe.Sizeof(pieceArg{}), 16}, {"GemvArgs", unsafe.Sizeof(gemvArgs{}), 200},
-		{"GemmArgs", unsafe.Sizeof(gemmArgs{}), 104}, {"CellArgs", unsafe.Sizeof(cellArgs{}), 96}, {"ScanArgs", unsafe.Sizeof(scanArgs{}), 80},
-		{"ChunkArgs", unsafe.Sizeof(chunkArgs{}), 136}, {"EmbedArgs", unsafe.Sizeof(embedArgs{}), 80}, {"NormArgs", unsafe.Sizeof(normArgs{}), 88},
+		{"Mat", unsafe.Sizeof(matArg{}), 56}, {"Piece", unsafe.Sizeof(pieceArg{}), 16}, {"Next", unsafe.Sizeof(nextArg{}), 24}, {"GemvArgs", unsafe.Sizeof(gemvArgs{}), 240},
+		{"GemmArgs", unsafe.Sizeof(gemmArgs{}), 104}, {"CellArgs", unsafe.Sizeof(cellArgs{}), 136}, {"ScanArgs", unsafe.Sizeof(scanArgs{}), 80},
+		{"ChunkArgs", unsafe.Sizeof(chunkArgs{}), 176}, {"EmbedArgs", unsafe.Sizeof(embedArgs{}), 80}, {"NormArgs", unsafe.Sizeof(normArgs{}), 88},
 		{"GatesArgs", unsafe.Sizeof(gatesArgs{}), 88}, {"LogitArgs", unsafe.Sizeof(logitArgs{}), 40}, {"BiasArgs", unsafe.Sizeof(biasArgs{}), 40},
 		{"StateArgs", unsafe.Sizeof(stateArgs{}), 48}, {"DequantArgs", unsafe.Sizeof(dequantArgs{}), 80}, {"ConvertArgs", unsafe.Sizeof(convertArgs{}), 24},
-		{"FillArgs", unsafe.Sizeof(fillArgs{}), 32}, {"SampleArgs", unsafe.Sizeof(sampleArgs{}), 64}, {"IntArgs", unsafe.Sizeof(intArgs{}), 160},
+		{"SpreadArgs", unsafe.Sizeof(spreadArgs{}), 32}, {"FillArgs", unsafe.Sizeof(fillArgs{}), 32}, {"SampleArgs", unsafe.Sizeof(sampleArgs{}), 64}, {"IntArgs", unsafe.Sizeof(intArgs{}), 160},
 		{"WgArgs", unsafe.Sizeof(wgArgs{}), 384},
 	} {
 		if c.got != c.want {
@@ -155,6 +155,40 @@ func TestSharedMemory(t *testing.T) {
 	}
 	if n := chunkShared(256, 1); n > rtx {
 		t.Errorf("the chunkwise kernel needs %d bytes in its smaller form", n)
+	}
+}
+
+// TestOnePlan: a 7B's vectors let two blocks run on a multiprocessor of an H100, all warps have work, and what the kernel cannot take is
+// refused.
+func TestOnePlan(t *testing.T) {
+	const sms, h100, rtx = 132, 227 << 10, 99 << 10
+	for _, c := range []struct {
+		enc        string
+		rows, cols int
+		limit      int
+		blocks     int // 0: refused
+		team       int
+	}{
+		{"fp16", 12288, 4096, h100, 264, 4}, {"fp16", 4096, 10944, h100, 264, 4}, {"int8", 21888, 4096, h100, 264, 4}, {"int8", 4096, 10944, h100, 264, 4},
+		{"int4g64", 50304, 4096, h100, 264, 4}, {"int4g64", 4096, 10944, h100, 264, 4}, {"int4g64a", 4096, 10944, h100, 132, 4}, {"int4g32", 12288, 4096, h100, 264, 4},
+		{"int4g64", 4096, 4096, rtx, 132, 4}, {"int4g64", 4096, 10944, rtx, 0, 0},
+		{"int4g64", 1024, 1024, h100, 264, 2}, {"int8", 1024, 1024, h100, 264, 3}, {"int4g64", 1024, 384, h100, 264, 1},
+		{"int4g64", 1000, 1024, h100, 0, 0}, {"int4g64", 1024, 256, h100, 0, 0}, {"fp32", 1024, 1024, h100, 0, 0}, {"fp16", 1 << 20, 4096, h100, 0, 0},
+	} {
+		e, err := format.ParseEncoding(c.enc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w := matrixArg(&format.Tensor{Encoding: e, Rows: c.rows, Cols: c.cols}, 256)
+		blocks, shared, team, ok := onePlan(&w, sms, c.limit)
+		switch {
+		case !ok:
+			if c.blocks != 0 {
+				t.Errorf("%s, %d x %d: refused", c.enc, c.rows, c.cols)
+			}
+		case blocks != c.blocks || team != c.team || shared*blocks/sms > c.limit:
+			t.Errorf("%s, %d x %d: %d blocks of %d bytes in teams of 2^%d, expected %d, 2^%d", c.enc, c.rows, c.cols, blocks, shared, team, c.blocks, c.team)
+		}
 	}
 }
 
