@@ -35,7 +35,7 @@ const (
 	splitSpace   = 32 << 20 // bytes for partial sums
 	scratchSpace = 64 << 20 // bytes for weights on their way to cuBLASLt
 	packedTokens = 256      // tokens up to which integer weights stay packed although cuBLASLt is there
-	packedHopper = 256      // the same where the kernels of wgmma.cu are there
+	packedHopper = 512      // the same where the kernels of wgmma.cu are there
 )
 
 // packed is the number of tokens up to which integer weights stay packed.
