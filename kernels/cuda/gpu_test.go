@@ -186,6 +186,21 @@ func TestOne(t *testing.T) {
 	}
 }
 
+// TestBroadKeys: heads with keys of more than 256 values, which have a kernel of their own.
+func TestBroadKeys(t *testing.T) {
+	cfg := format.Config{VocabSize: 90, EmbeddingDim: 256, NumBlocks: 2, NumHeads: 2, QKDim: 768, VDim: 256, FFNDim: 512, NormEps: 1e-6, CellEps: 1e-6,
+		GateSoftCap: 15, OutputSoftCap: 30, BOS: -1, OutNorm: true}
+	for _, enc := range []string{"fp16", "int8"} {
+		coded, plain := randomModel(t, cfg, enc, 4)
+		ref, e := onCPU(t, plain), onGPU(t, coded, cuda.Options{HalfFrom: 1})
+		tokens := randomTokens(40, cfg.VocabSize, 3)
+		want := feed.Tokens(t, ref, newState(t, ref), tokens, cfg.VocabSize, feed.Whole)
+		for how, size := range ways {
+			compare(t, feed.Tokens(t, e, newState(t, e), tokens, cfg.VocabSize, size()), want, cfg.VocabSize, false, enc, enc+" "+how)
+		}
+	}
+}
+
 // TestLengths feeds prompts of many lengths, then a token.
 func TestLengths(t *testing.T) {
 	for _, enc := range []string{"fp32", "fp16"} {
