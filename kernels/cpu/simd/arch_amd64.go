@@ -24,6 +24,7 @@ func avx2Path() *Path {
 	p := &Path{
 		name:          "avx2",
 		eights:        eightsAVX2,
+		gather:        eightGatherAVX2,
 		quantize:      quantizeAVX2,
 		permute:       permuteInPlaceAVX2,
 		scales:        scalesAVX2,
@@ -89,8 +90,6 @@ func eightsAVX2(e format.Encoding) func(*eightArgs) {
 			return eightI8G128AVX2
 		case 64:
 			return eightI8G64AVX2
-		case 32:
-			return eightI8G32AVX2
 		}
 	}
 	return nil
@@ -112,8 +111,6 @@ func eightsAVX512(e format.Encoding) func(*eightArgs) {
 			return eightI8G128AVX512
 		case 64:
 			return eightI8G64AVX512
-		case 32:
-			return eightI8G32AVX512
 		}
 	}
 	return nil

@@ -59,7 +59,7 @@ func eightI8G128AVX2(a *eightArgs)
 func eightI8G64AVX2(a *eightArgs)
 
 //go:noescape
-func eightI8G32AVX2(a *eightArgs)
+func eightGatherAVX2(dst *byte, src *[8]*byte, n int, rows int)
 
 //go:noescape
 func floatTilex6AVX2(a *tileArgs)

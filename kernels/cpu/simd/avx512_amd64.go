@@ -68,9 +68,6 @@ func eightI8G128AVX512(a *eightArgs)
 func eightI8G64AVX512(a *eightArgs)
 
 //go:noescape
-func eightI8G32AVX512(a *eightArgs)
-
-//go:noescape
 func floatTilex12AVX512(a *tileArgs)
 
 //go:noescape
