@@ -13,8 +13,8 @@ type Path struct {
 	name string
 
 	dots          [format.Int4 + 1][]dotKernel                            // by kind; descending numbers of vectors, the last takes one
-	eights        func(format.Encoding) func(*eightArgs)                  // kernels of one vector; nil where dots have it
-	gather        func(dst *byte, src *[8]*byte, n, rows int)             // dst[i][j] = row i of n bytes, 32 or more, of src[j]
+	eights        func(format.Encoding) func(*eightArgs)                  // kernels of one vector; nil where dots do it
+	gather        func(dst *byte, src *[8]*byte, n, rows int)             // with eights of groups: dst[i][j] = row i of n bytes, 32 or more, of src[j]
 	quantize      func(row []int16, scales, sums, x []float32, block int) // see genericQuantize
 	permute       func(row []int16)                                       // see genericPermute
 	scales        func(a *scaleArgs)                                      // with the scales as offsets
