@@ -35,7 +35,7 @@ type eightRun struct {
 	m     *Matrix
 	first [8]int
 	rows  int
-	out   [8 * eightRows]float32
+	out   [8 * eightRows]float32 // results [row][stream]
 }
 
 // mulEight is mulDots of one vector, in eight streams, each an eighth of the rows.

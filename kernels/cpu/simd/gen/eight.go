@@ -133,8 +133,8 @@ func eightKernel(name string, p eightParts) {
 func (k *eight) value(s, disp int) Mem { return Mem{Base: k.w[s], Index: k.at, Scale: 1, Disp: disp} }
 
 // touch loads once more what stream s has at a distance of disp bytes, for nothing but to take a place among the loads that are
-// under way. With two loads a line AVX-512 is so far ahead that its misses take all the buffers there are for them, and leave
-// none to the hardware's prefetches: measured, a third and a fourth load a line are what makes reading as fast as memory allows.
+// under way. That more loads a line read faster was measured (docs/BENCHMARKS.md), of loads alone too; presumably what is far
+// ahead takes the buffers for misses that the hardware's prefetches need.
 func (k *eight) touch(s, disp int) {
 	if wide {
 		MOVQ(k.value(s, disp), GP64())
