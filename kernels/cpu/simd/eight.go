@@ -1,6 +1,8 @@
 package simd
 
 import (
+	"encoding/binary"
+	"math"
 	"unsafe"
 
 	"xlstm/format"
@@ -32,10 +34,11 @@ const (
 
 // eightRun are rows of a matrix: the first of each stream, and how many follow on each.
 type eightRun struct {
-	m     *Matrix
-	first [8]int
-	rows  int
-	out   [8 * eightRows]float32 // results [row][stream]
+	m      *Matrix
+	first  [8]int
+	rows   int
+	out    [8 * eightRows]float32 // results [row][stream]
+	turned [8 * eightRows]float32 // [stream][row]
 }
 
 // mulEight is mulDots of one vector, in eight streams, each an eighth of the rows.
@@ -61,14 +64,18 @@ func (p *Path) mulEight(kernel func(*eightArgs), m *Matrix, dst []float32, a *Ac
 		return
 	}
 	dst = dst[r0:r1]
+	if perRow {
+		scales := m.Scales[4*r0 : 4*r1]
+		for i := range out {
+			out[i] *= math.Float32frombits(binary.LittleEndian.Uint32(scales[4*i:]))
+		}
+	}
+	if !add {
+		copy(dst, out)
+		return
+	}
 	for i, v := range out {
-		if perRow {
-			v = float32(v * m.rowScale(r0+i)) // no fusing with an addition
-		}
-		if add {
-			v += dst[i]
-		}
-		dst[i] = v
+		dst[i] += v
 	}
 }
 
@@ -83,12 +90,10 @@ func (p *Path) runEight(kernel func(*eightArgs), out []float32, r0 int, s *Scrat
 		}
 		p.setEight(s)
 		kernel(&s.eight)
+		whole := (o.rows + 7) / 8 * 8
+		p.transpose(bytesOf(&o.turned[0]), bytesOf(&o.out[0]), 4*8, 8, whole)
 		for j := range 8 {
-			to := out[j*rows+i:][:o.rows]
-			from := o.out[j : j+8*len(to)-7]
-			for t := range to {
-				to[t] = from[8*t]
-			}
+			copy(out[j*rows+i:][:o.rows], o.turned[j*whole:])
 		}
 	}
 	if rest := out[8*rows:]; len(rest) > 0 {
