@@ -11,6 +11,7 @@ import (
 func genericPath() *Path {
 	p := &Path{
 		name:          "generic",
+		eights:        func(format.Encoding) func(*eightArgs) { return nil },
 		quantize:      genericQuantize,
 		permute:       genericPermute,
 		scales:        genericScales,

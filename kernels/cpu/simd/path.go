@@ -13,6 +13,8 @@ type Path struct {
 	name string
 
 	dots          [format.Int4 + 1][]dotKernel                            // by kind; descending numbers of vectors, the last takes one
+	eights        func(format.Encoding) func(*eightArgs)                  // kernels of one vector; nil where dots do it
+	gather        func(dst *byte, src *[8]*byte, n, rows int)             // with eights of groups: dst[i][j] = row i of n bytes, 32 or more, of src[j]
 	quantize      func(row []int16, scales, sums, x []float32, block int) // see genericQuantize
 	permute       func(row []int16)                                       // see genericPermute
 	scales        func(a *scaleArgs)                                      // with the scales as offsets
@@ -32,13 +34,11 @@ type Path struct {
 	vectorOps
 }
 
-// dotKernel multiplies rows of four streams with n vectors, two streams at a time where paired is set. one, where there is one, does
-// the same with four rows of one stream.
+// dotKernel multiplies rows of four streams with n vectors, two streams at a time where paired is set.
 type dotKernel struct {
 	n      int
 	run    func(*dotArgs)
 	paired bool
-	one    func(*dotArgs)
 }
 
 // tileKernel multiplies a packed tile with n vectors.
