@@ -188,7 +188,11 @@ func (p *Path) setDot(o *dotRows, s *Scratch, i, n int) {
 		d.x, d.ldx = unsafe.Pointer(&a.f[i*a.ldf]), uintptr(4*a.ldf)
 		return
 	}
-	d.x, d.ldx = unsafe.Pointer(&a.q[i*a.ldq]), uintptr(2*a.ldq)
+	if m.Enc.Kind == format.Int8 {
+		d.x, d.ldx = unsafe.Pointer(&a.words[i*a.ldq]), uintptr(2*a.ldq)
+	} else {
+		d.x, d.ldx = unsafe.Pointer(&a.bytes[i*a.ldq]), uintptr(a.ldq)
+	}
 	d.ldsc = uintptr(4 * a.lds)
 	if m.Enc.Group == 0 {
 		d.scNext, d.sc = 0, unsafe.Pointer(&s.sc[4*i*a.lds])

@@ -11,18 +11,21 @@ import (
 func genericPath() *Path {
 	p := &Path{
 		name:          "generic",
-		quantize:      genericQuantize,
+		words:         rounder[int16]{wordMax, genericMaxAbs, genericRound[int16]},
+		bytes:         rounder[int8]{byteMax, genericMaxAbs, genericRound[int8]},
 		permute:       genericPermute,
 		scales:        genericScales,
 		scalesOffsets: genericScalesOffsets,
 		tileRows:      genericRows,
 		floatTiles:    []tileKernel{{2, genericFloatTile2}, {1, genericFloatTile1}},
 		exactTiles:    []tileKernel{{2, genericFloatTile2}, {1, genericFloatTile1}},
-		intTiles:      []tileKernel{{1, genericIntTile1}},
+		wordTiles:     []tileKernel{{1, genericWordTile1}},
+		byteTiles:     []tileKernel{{1, genericByteTile1}},
 		transpose:     genericTranspose,
 		streamRead:    genericStreamRead,
 		peakFloat:     func(n int) { runtime.KeepAlive(genericPeak(n)) },
-		peakInt:       func(n int) { runtime.KeepAlive(genericPeakInt(n)) },
+		peakWords:     func(n int) { runtime.KeepAlive(genericPeakInt(n)) },
+		peakBytes:     func(n int) { runtime.KeepAlive(genericPeakInt(n)) },
 		vectorOps:     genericVectorOps,
 	}
 	p.dots[format.FP32] = []dotKernel{{n: 1, run: genericDotF32}}

@@ -7,8 +7,8 @@ import (
 )
 
 // dotInt4: 128 values of each row a round, the last round's through a mask. 64 bytes of nibbles give two vectors of bytes, low and
-// high nibbles; activations are the upper bytes that belong to those, then the lower ones, all signed: see genericPermute. A
-// group's scale reaches its lanes by a permutation of the next scales. AVX2 takes a round in two halves.
+// high nibbles, which are unsigned; activations are the signed bytes that belong to those: see genericPermute. A group's scale
+// reaches its lanes by a permutation of the next scales. AVX2 takes a round in two halves.
 func dotInt4(vectors int) {
 	together := 4
 	if vectors > 2 {
@@ -22,9 +22,9 @@ func dotInt4(vectors int) {
 		k.index = vec()
 		VMOVDQU32(k.field(dotIndex), k.index)
 	}
-	if wide && vectors <= 2 {
+	if wide {
 		for range vectors {
-			k.values = append(k.values, vecs(4))
+			k.values = append(k.values, vecs(2))
 		}
 	}
 	k.each(func() {
@@ -79,14 +79,14 @@ func (k *int4State) round(tail bool) {
 	for _, sc := range k.sc.base {
 		ADDQ(step, sc)
 	}
-	k.x.advance(256)
+	k.x.advance(128)
 	k.advance(128, 4)
 }
 
-// part does a round, or half of one, for each row: nibbles to bytes, four products a vector, scale. AVX-512 has the registers
-// to load one or two vectors' activations once for all rows.
+// part does a round, or half of one, for each row: nibbles to bytes, two products a vector, scale. AVX-512 has the registers to load
+// the vectors' activations once for all rows.
 func (k *int4State) part(tail bool, half int) {
-	x := make([][4]Op, k.count)
+	x := make([][2]Op, k.count)
 	for v := range x {
 		for s := range x[v] {
 			x[v][s] = k.x.at(v, 64*s+32*half)
@@ -107,11 +107,11 @@ func (k *int4State) part(tail bool, half int) {
 				zero(k.sum)
 				vnniBytes(x[v][0], low, k.sum)
 				vnniBytes(x[v][1], high, k.sum)
-				VPSLLD(Imm(8), k.sum, k.sum)
-				vnniBytes(x[v][2], low, k.sum)
-				vnniBytes(x[v][3], high, k.sum)
-			} else {
-				k.products(x[v], low, high)
+			} else { // 16 bits hold the sum of two pairs of products, at most 2*2*15*127
+				VPMADDUBSW(x[v][0], low, k.sum)
+				VPMADDUBSW(x[v][1], high, k.tmp)
+				VPADDW(k.tmp, k.sum, k.sum)
+				VPMADDWD(words("ones", 1), k.sum, k.sum)
 			}
 			VCVTDQ2PS(k.sum, k.sum)
 			index := k.index
@@ -123,21 +123,6 @@ func (k *int4State) part(tail bool, half int) {
 			VFMADD231PS(k.sum, k.tmp, k.acc[r][v])
 		}
 	}
-}
-
-// products makes k.sum of 32-bit sums without VNNI: pairs of bytes, at most 4*15*128 in 16 bits, then pairs of those, the upper
-// bytes' times 256.
-func (k *int4State) products(x [4]Op, low, high VecVirtual) {
-	pair := func(from int, factor Mem, to, tmp VecVirtual) {
-		VPMADDUBSW(x[from], low, to)
-		VPMADDUBSW(x[from+1], high, tmp)
-		VPADDW(tmp, to, to)
-		VPMADDWD(factor, to, to)
-	}
-	other := vec()
-	pair(0, words("upperBytes", 256), k.sum, k.tmp)
-	pair(2, words("lowerBytes", 1), other, k.tmp)
-	VPADDD(other, k.sum, k.sum)
 }
 
 var wordsMade = map[string]Mem{}
