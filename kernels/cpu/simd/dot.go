@@ -54,7 +54,7 @@ const (
 	// rowsRun is how many rows of each stream a kernel takes in one call at most; scaleBytes, about how large their scales may be,
 	// which are made before: they, the vector and what is on its way share the first-level cache.
 	rowsRun    = 16
-	scaleBytes = 8 << 10
+	scaleBytes = 32 << 10
 	// cachedBytes is about how large rows may be that several calls share.
 	cachedBytes = 64 << 10
 	// oneBytes is the size of a vector of integers up to which one stream is read faster than four.
