@@ -72,7 +72,7 @@ func avx512Path() *Path {
 	p.dots[format.FP16] = []dotKernel{{n: 4, run: dotF16x4AVX512}, {n: 2, run: dotF16x2AVX512}, {n: 1, run: dotF16x1AVX512}}
 	p.dots[format.BF16] = []dotKernel{{n: 4, run: dotBF16x4AVX512}, {n: 2, run: dotBF16x2AVX512}, {n: 1, run: dotBF16x1AVX512}}
 	p.dots[format.Int8] = []dotKernel{{n: 2, run: dotI8x2AVX512}, {n: 1, run: dotI8x1AVX512, one: dotI8One1AVX512}}
-	p.dots[format.Int4] = []dotKernel{{n: 4, run: dotI4x4AVX512, paired: true}, {n: 2, run: dotI4x2AVX512}, {n: 1, run: dotI4x1AVX512}}
+	p.dots[format.Int4] = []dotKernel{{n: 4, run: dotI4x4AVX512, paired: true}, {n: 2, run: dotI4x2AVX512}, {n: 1, run: dotI4Scaledx1AVX512, scaled: true}}
 	return p
 }
 

@@ -23,7 +23,7 @@ func dotBF16x1AVX512(a *dotArgs)
 func dotI8x1AVX512(a *dotArgs)
 
 //go:noescape
-func dotI4x1AVX512(a *dotArgs)
+func dotI4Scaledx1AVX512(a *dotArgs)
 
 //go:noescape
 func dotF32x2AVX512(a *dotArgs)

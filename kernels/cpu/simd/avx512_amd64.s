@@ -799,32 +799,32 @@ scale0:
 	VZEROUPPER
 	RET
 
-// func dotI4x1AVX512(a *dotArgs)
-// Requires: AVX, AVX512BW, AVX512DQ, AVX512F, AVX512VL, AVX512_VNNI, MMX+
-TEXT ·dotI4x1AVX512(SB), NOSPLIT, $56-8
+// func dotI4Scaledx1AVX512(a *dotArgs)
+// Requires: AVX, AVX512BW, AVX512DQ, AVX512F, AVX512VL, AVX512_VNNI, BMI2, CMOV, MMX+
+TEXT ·dotI4Scaledx1AVX512(SB), NOSPLIT, $64-8
 	MOVQ         a+0(FP), AX
 	VPBROADCASTD 156(AX), Z4
-	VMOVDQU32    160(AX), Z8
+	MOVQ         $0x00000000, (SP)
 	MOVQ         (AX), CX
-	MOVQ         CX, (SP)
-	MOVQ         8(AX), CX
 	MOVQ         CX, 8(SP)
-	MOVQ         16(AX), CX
+	MOVQ         8(AX), CX
 	MOVQ         CX, 16(SP)
-	MOVQ         24(AX), CX
+	MOVQ         16(AX), CX
 	MOVQ         CX, 24(SP)
-	MOVQ         48(AX), CX
+	MOVQ         24(AX), CX
 	MOVQ         CX, 32(SP)
-	MOVQ         120(AX), CX
+	MOVQ         48(AX), CX
 	MOVQ         CX, 40(SP)
-	MOVQ         128(AX), CX
+	MOVQ         120(AX), CX
 	MOVQ         CX, 48(SP)
+	MOVQ         128(AX), CX
+	MOVQ         CX, 56(SP)
 
 row:
-	MOVQ   (SP), CX
-	MOVQ   8(SP), DX
-	MOVQ   16(SP), BX
-	MOVQ   24(SP), SI
+	MOVQ   8(SP), CX
+	MOVQ   16(SP), DX
+	MOVQ   24(SP), BX
+	MOVQ   32(SP), SI
 	MOVQ   32(AX), DI
 	MOVQ   40(AX), R8
 	VPXORD Z0, Z0, Z0
@@ -832,174 +832,260 @@ row:
 	VPXORD Z2, Z2, Z2
 	VPXORD Z3, Z3, Z3
 	XORQ   R8, R8
-	MOVQ   56(AX), R9
-	MOVQ   32(SP), R10
-	LEAQ   (R10)(R9*2), R11
-	ADDQ   R9, R11
-	MOVQ   72(AX), R12
-	ANDQ   $-128, R12
-	JZ     tail0
+	VPXORD Z15, Z15, Z15
+	VPXORD Z16, Z16, Z16
+	VPXORD Z17, Z17, Z17
+	VPXORD Z18, Z18, Z18
+	MOVQ   72(AX), R10
+	XORQ   R9, R9
+	ANDQ   $-128, R10
 
-loop0:
-	VMOVDQU32       (DI), Z9
-	VMOVDQU32       64(DI), Z10
-	VMOVDQU32       (CX), Z5
-	VPSRLW          $0x04, Z5, Z6
-	VPANDD          Z4, Z5, Z5
-	VPANDD          Z4, Z6, Z6
-	VPXORD          Z7, Z7, Z7
-	VPDPBUSD        Z9, Z5, Z7
-	VPDPBUSD        Z10, Z6, Z7
-	VCVTDQ2PS       Z7, Z7
-	VBROADCASTF32X4 (R10), Z5
-	VPERMPS         Z5, Z8, Z5
-	VFMADD231PS     Z7, Z5, Z0
-	VMOVDQU32       (DX), Z5
-	VPSRLW          $0x04, Z5, Z6
-	VPANDD          Z4, Z5, Z5
-	VPANDD          Z4, Z6, Z6
-	VPXORD          Z7, Z7, Z7
-	VPDPBUSD        Z9, Z5, Z7
-	VPDPBUSD        Z10, Z6, Z7
-	VCVTDQ2PS       Z7, Z7
-	VBROADCASTF32X4 (R10)(R9*1), Z5
-	VPERMPS         Z5, Z8, Z5
-	VFMADD231PS     Z7, Z5, Z1
-	VMOVDQU32       (BX), Z5
-	VPSRLW          $0x04, Z5, Z6
-	VPANDD          Z4, Z5, Z5
-	VPANDD          Z4, Z6, Z6
-	VPXORD          Z7, Z7, Z7
-	VPDPBUSD        Z9, Z5, Z7
-	VPDPBUSD        Z10, Z6, Z7
-	VCVTDQ2PS       Z7, Z7
-	VBROADCASTF32X4 (R10)(R9*2), Z5
-	VPERMPS         Z5, Z8, Z5
-	VFMADD231PS     Z7, Z5, Z2
-	VMOVDQU32       (SI), Z5
-	VPSRLW          $0x04, Z5, Z6
-	VPANDD          Z4, Z5, Z5
-	VPANDD          Z4, Z6, Z6
-	VPXORD          Z7, Z7, Z7
-	VPDPBUSD        Z9, Z5, Z7
-	VPDPBUSD        Z10, Z6, Z7
-	VCVTDQ2PS       Z7, Z7
-	VBROADCASTF32X4 (R11), Z5
-	VPERMPS         Z5, Z8, Z5
-	VFMADD231PS     Z7, Z5, Z3
-	MOVQ            88(AX), R13
-	PREFETCHT1      (CX)(R13*1)
-	MOVQ            96(AX), R13
-	PREFETCHT1      (DX)(R13*1)
-	MOVQ            104(AX), R13
-	PREFETCHT1      (BX)(R13*1)
-	MOVQ            112(AX), R13
-	PREFETCHT1      (SI)(R13*1)
-	MOVQ            144(AX), R13
-	ADDQ            R13, R10
-	ADDQ            R13, R11
-	ADDQ            $+128, DI
-	ADDQ            $+64, CX
-	ADDQ            $+64, DX
-	ADDQ            $+64, BX
-	ADDQ            $+64, SI
-	ADDQ            $+128, R8
-	CMPQ            R8, R12
-	JB              loop0
+groups:
+	MOVQ        288(AX), R11
+	MOVQ        80(R11), R12
+	SUBQ        R9, R12
+	MOVQ        $0x00000010, R13
+	CMPQ        R12, R13
+	CMOVQHI     R13, R12
+	MOVL        $-1, R13
+	BZHIL       R12, R13, R13
+	KMOVW       R13, K1
+	MOVQ        88(R11), R12
+	VMOVUPS     (R12)(R9*4), Z8
+	MOVQ        96(R11), R12
+	VMOVUPS     (R12)(R9*4), Z5
+	MOVQ        (R11), R12
+	ADDQ        (SP), R12
+	VMOVDQU16.Z (R12)(R9*2), K1, Y6
+	PREFETCHT1  1024(R12)(R9*2)
+	VCVTPH2PS   Y6, Z6
+	VMULPS      Z8, Z6, Z11
+	MOVQ        32(R11), R12
+	ADDQ        (SP), R12
+	VMOVDQU16.Z (R12)(R9*2), K1, Y6
+	PREFETCHT1  1024(R12)(R9*2)
+	VCVTPH2PS   Y6, Z6
+	VFMADD231PS Z5, Z6, Z15
+	MOVQ        8(R11), R12
+	ADDQ        (SP), R12
+	VMOVDQU16.Z (R12)(R9*2), K1, Y6
+	PREFETCHT1  1024(R12)(R9*2)
+	VCVTPH2PS   Y6, Z6
+	VMULPS      Z8, Z6, Z12
+	MOVQ        40(R11), R12
+	ADDQ        (SP), R12
+	VMOVDQU16.Z (R12)(R9*2), K1, Y6
+	PREFETCHT1  1024(R12)(R9*2)
+	VCVTPH2PS   Y6, Z6
+	VFMADD231PS Z5, Z6, Z16
+	MOVQ        16(R11), R12
+	ADDQ        (SP), R12
+	VMOVDQU16.Z (R12)(R9*2), K1, Y6
+	PREFETCHT1  1024(R12)(R9*2)
+	VCVTPH2PS   Y6, Z6
+	VMULPS      Z8, Z6, Z13
+	MOVQ        48(R11), R12
+	ADDQ        (SP), R12
+	VMOVDQU16.Z (R12)(R9*2), K1, Y6
+	PREFETCHT1  1024(R12)(R9*2)
+	VCVTPH2PS   Y6, Z6
+	VFMADD231PS Z5, Z6, Z17
+	MOVQ        24(R11), R12
+	ADDQ        (SP), R12
+	VMOVDQU16.Z (R12)(R9*2), K1, Y6
+	PREFETCHT1  1024(R12)(R9*2)
+	VCVTPH2PS   Y6, Z6
+	VMULPS      Z8, Z6, Z14
+	MOVQ        56(R11), R12
+	ADDQ        (SP), R12
+	VMOVDQU16.Z (R12)(R9*2), K1, Y6
+	PREFETCHT1  1024(R12)(R9*2)
+	VCVTPH2PS   Y6, Z6
+	VFMADD231PS Z5, Z6, Z18
+	ADDQ        $0x10, R9
+	VMOVDQU32   160(AX), Z8
+	MOVQ        R8, R11
+	ADDQ        296(AX), R11
+	MOVQ        R11, R12
+	CMPQ        R12, R10
+	CMOVQHI     R10, R12
+	CMPQ        R8, R12
+	JE          rest
 
-tail0:
-	CMPQ            R8, 72(AX)
-	JE              done0
-	VMOVDQU32       (DI), Z9
-	VMOVDQU32       64(DI), Z10
-	KMOVW           152(AX), K1
-	VMOVDQU32.Z     (CX), K1, Z5
-	VPSRLW          $0x04, Z5, Z6
-	VPANDD          Z4, Z5, Z5
-	VPANDD          Z4, Z6, Z6
-	VPXORD          Z7, Z7, Z7
-	VPDPBUSD        Z9, Z5, Z7
-	VPDPBUSD        Z10, Z6, Z7
-	VCVTDQ2PS       Z7, Z7
-	VBROADCASTF32X4 (R10), Z5
-	VPERMPS         Z5, Z8, Z5
-	VFMADD231PS     Z7, Z5, Z0
-	KMOVW           152(AX), K1
-	VMOVDQU32.Z     (DX), K1, Z5
-	VPSRLW          $0x04, Z5, Z6
-	VPANDD          Z4, Z5, Z5
-	VPANDD          Z4, Z6, Z6
-	VPXORD          Z7, Z7, Z7
-	VPDPBUSD        Z9, Z5, Z7
-	VPDPBUSD        Z10, Z6, Z7
-	VCVTDQ2PS       Z7, Z7
-	VBROADCASTF32X4 (R10)(R9*1), Z5
-	VPERMPS         Z5, Z8, Z5
-	VFMADD231PS     Z7, Z5, Z1
-	KMOVW           152(AX), K1
-	VMOVDQU32.Z     (BX), K1, Z5
-	VPSRLW          $0x04, Z5, Z6
-	VPANDD          Z4, Z5, Z5
-	VPANDD          Z4, Z6, Z6
-	VPXORD          Z7, Z7, Z7
-	VPDPBUSD        Z9, Z5, Z7
-	VPDPBUSD        Z10, Z6, Z7
-	VCVTDQ2PS       Z7, Z7
-	VBROADCASTF32X4 (R10)(R9*2), Z5
-	VPERMPS         Z5, Z8, Z5
-	VFMADD231PS     Z7, Z5, Z2
-	KMOVW           152(AX), K1
-	VMOVDQU32.Z     (SI), K1, Z5
-	VPSRLW          $0x04, Z5, Z6
-	VPANDD          Z4, Z5, Z5
-	VPANDD          Z4, Z6, Z6
-	VPXORD          Z7, Z7, Z7
-	VPDPBUSD        Z9, Z5, Z7
-	VPDPBUSD        Z10, Z6, Z7
-	VCVTDQ2PS       Z7, Z7
-	VBROADCASTF32X4 (R11), Z5
-	VPERMPS         Z5, Z8, Z5
-	VFMADD231PS     Z7, Z5, Z3
-	MOVQ            72(AX), DI
-	SUBQ            R12, DI
-	SHRQ            $0x01, DI
-	ADDQ            DI, CX
-	ADDQ            DI, DX
-	ADDQ            DI, BX
-	ADDQ            DI, SI
+loop:
+	VMOVDQU32   (DI), Z9
+	VMOVDQU32   64(DI), Z10
+	VMOVDQU32   (CX), Z5
+	VPSRLW      $0x04, Z5, Z6
+	VPANDD      Z4, Z5, Z5
+	VPANDD      Z4, Z6, Z6
+	VPXORD      Z7, Z7, Z7
+	VPDPBUSD    Z9, Z5, Z7
+	VPDPBUSD    Z10, Z6, Z7
+	VCVTDQ2PS   Z7, Z7
+	VPERMPS     Z11, Z8, Z5
+	VFMADD231PS Z7, Z5, Z0
+	VMOVDQU32   (DX), Z5
+	VPSRLW      $0x04, Z5, Z6
+	VPANDD      Z4, Z5, Z5
+	VPANDD      Z4, Z6, Z6
+	VPXORD      Z7, Z7, Z7
+	VPDPBUSD    Z9, Z5, Z7
+	VPDPBUSD    Z10, Z6, Z7
+	VCVTDQ2PS   Z7, Z7
+	VPERMPS     Z12, Z8, Z5
+	VFMADD231PS Z7, Z5, Z1
+	VMOVDQU32   (BX), Z5
+	VPSRLW      $0x04, Z5, Z6
+	VPANDD      Z4, Z5, Z5
+	VPANDD      Z4, Z6, Z6
+	VPXORD      Z7, Z7, Z7
+	VPDPBUSD    Z9, Z5, Z7
+	VPDPBUSD    Z10, Z6, Z7
+	VCVTDQ2PS   Z7, Z7
+	VPERMPS     Z13, Z8, Z5
+	VFMADD231PS Z7, Z5, Z2
+	VMOVDQU32   (SI), Z5
+	VPSRLW      $0x04, Z5, Z6
+	VPANDD      Z4, Z5, Z5
+	VPANDD      Z4, Z6, Z6
+	VPXORD      Z7, Z7, Z7
+	VPDPBUSD    Z9, Z5, Z7
+	VPDPBUSD    Z10, Z6, Z7
+	VCVTDQ2PS   Z7, Z7
+	VPERMPS     Z14, Z8, Z5
+	VFMADD231PS Z7, Z5, Z3
+	MOVQ        88(AX), R13
+	PREFETCHT1  (CX)(R13*1)
+	MOVQ        96(AX), R13
+	PREFETCHT1  (DX)(R13*1)
+	MOVQ        104(AX), R13
+	PREFETCHT1  (BX)(R13*1)
+	MOVQ        112(AX), R13
+	PREFETCHT1  (SI)(R13*1)
+	VPADDD.BCST 304(AX), Z8, Z8
+	ADDQ        $+128, DI
+	ADDQ        $+64, CX
+	ADDQ        $+64, DX
+	ADDQ        $+64, BX
+	ADDQ        $+64, SI
+	ADDQ        $+128, R8
+	CMPQ        R8, R12
+	JB          loop
 
-done0:
-	MOVQ          64(AX), DI
-	ADDQ          DI, 32(SP)
-	MOVQ          CX, (SP)
-	MOVQ          DX, 8(SP)
-	MOVQ          BX, 16(SP)
-	MOVQ          SI, 24(SP)
-	MOVQ          48(SP), CX
+rest:
+	CMPQ        R8, R10
+	JB          groups
+	CMPQ        R8, 72(AX)
+	JE          done
+	CMPQ        R8, R11
+	JE          groups
+	VMOVDQU32   (DI), Z9
+	VMOVDQU32   64(DI), Z10
+	KMOVW       152(AX), K1
+	VMOVDQU32.Z (CX), K1, Z5
+	VPSRLW      $0x04, Z5, Z6
+	VPANDD      Z4, Z5, Z5
+	VPANDD      Z4, Z6, Z6
+	VPXORD      Z7, Z7, Z7
+	VPDPBUSD    Z9, Z5, Z7
+	VPDPBUSD    Z10, Z6, Z7
+	VCVTDQ2PS   Z7, Z7
+	VPERMPS     Z11, Z8, Z5
+	VFMADD231PS Z7, Z5, Z0
+	KMOVW       152(AX), K1
+	VMOVDQU32.Z (DX), K1, Z5
+	VPSRLW      $0x04, Z5, Z6
+	VPANDD      Z4, Z5, Z5
+	VPANDD      Z4, Z6, Z6
+	VPXORD      Z7, Z7, Z7
+	VPDPBUSD    Z9, Z5, Z7
+	VPDPBUSD    Z10, Z6, Z7
+	VCVTDQ2PS   Z7, Z7
+	VPERMPS     Z12, Z8, Z5
+	VFMADD231PS Z7, Z5, Z1
+	KMOVW       152(AX), K1
+	VMOVDQU32.Z (BX), K1, Z5
+	VPSRLW      $0x04, Z5, Z6
+	VPANDD      Z4, Z5, Z5
+	VPANDD      Z4, Z6, Z6
+	VPXORD      Z7, Z7, Z7
+	VPDPBUSD    Z9, Z5, Z7
+	VPDPBUSD    Z10, Z6, Z7
+	VCVTDQ2PS   Z7, Z7
+	VPERMPS     Z13, Z8, Z5
+	VFMADD231PS Z7, Z5, Z2
+	KMOVW       152(AX), K1
+	VMOVDQU32.Z (SI), K1, Z5
+	VPSRLW      $0x04, Z5, Z6
+	VPANDD      Z4, Z5, Z5
+	VPANDD      Z4, Z6, Z6
+	VPXORD      Z7, Z7, Z7
+	VPDPBUSD    Z9, Z5, Z7
+	VPDPBUSD    Z10, Z6, Z7
+	VCVTDQ2PS   Z7, Z7
+	VPERMPS     Z14, Z8, Z5
+	VFMADD231PS Z7, Z5, Z3
+	MOVQ        72(AX), DI
+	SUBQ        R10, DI
+	SHRQ        $0x01, DI
+	ADDQ        DI, CX
+	ADDQ        DI, DX
+	ADDQ        DI, BX
+	ADDQ        DI, SI
+
+done:
+	MOVQ          288(AX), DI
+	MOVQ          128(DI), DI
+	ADDQ          DI, (SP)
+	MOVQ          CX, 8(SP)
+	MOVQ          DX, 16(SP)
+	MOVQ          BX, 24(SP)
+	MOVQ          SI, 32(SP)
+	MOVQ          56(SP), CX
 	VEXTRACTF32X8 $0x01, Z0, Y5
 	VADDPS        Y0, Y5, Y5
 	VEXTRACTF32X8 $0x01, Z1, Y6
 	VADDPS        Y1, Y6, Y6
-	VEXTRACTF32X8 $0x01, Z2, Y9
-	VADDPS        Y2, Y9, Y9
-	VEXTRACTF32X8 $0x01, Z3, Y10
-	VADDPS        Y3, Y10, Y10
-	VUNPCKLPS     Y6, Y5, Y11
+	VEXTRACTF32X8 $0x01, Z2, Y8
+	VADDPS        Y2, Y8, Y8
+	VEXTRACTF32X8 $0x01, Z3, Y9
+	VADDPS        Y3, Y9, Y9
+	VUNPCKLPS     Y6, Y5, Y10
 	VUNPCKHPS     Y6, Y5, Y5
-	VADDPS        Y5, Y11, Y11
-	VUNPCKLPS     Y10, Y9, Y5
-	VUNPCKHPS     Y10, Y9, Y6
+	VADDPS        Y5, Y10, Y10
+	VUNPCKLPS     Y9, Y8, Y5
+	VUNPCKHPS     Y9, Y8, Y6
 	VADDPS        Y6, Y5, Y5
-	VUNPCKLPD     Y5, Y11, Y6
-	VUNPCKHPD     Y5, Y11, Y5
+	VUNPCKLPD     Y5, Y10, Y6
+	VUNPCKHPD     Y5, Y10, Y5
 	VADDPS        Y5, Y6, Y6
 	VEXTRACTF32X4 $0x01, Y6, X5
 	VADDPS        X6, X5, X5
-	VADDPS        (CX), X5, X5
+	VEXTRACTF32X8 $0x01, Z15, Y6
+	VADDPS        Y15, Y6, Y6
+	VEXTRACTF32X8 $0x01, Z16, Y8
+	VADDPS        Y16, Y8, Y8
+	VEXTRACTF32X8 $0x01, Z17, Y9
+	VADDPS        Y17, Y9, Y9
+	VEXTRACTF32X8 $0x01, Z18, Y10
+	VADDPS        Y18, Y10, Y10
+	VUNPCKLPS     Y8, Y6, Y11
+	VUNPCKHPS     Y8, Y6, Y6
+	VADDPS        Y6, Y11, Y11
+	VUNPCKLPS     Y10, Y9, Y6
+	VUNPCKHPS     Y10, Y9, Y8
+	VADDPS        Y8, Y6, Y6
+	VUNPCKLPD     Y6, Y11, Y8
+	VUNPCKHPD     Y6, Y11, Y6
+	VADDPS        Y6, Y8, Y8
+	VEXTRACTF32X4 $0x01, Y8, X6
+	VADDPS        X8, X6, X6
+	VADDPS        X6, X5, X5
 	VMOVUPS       X5, (CX)
 	ADDQ          136(AX), CX
-	ADDQ          $0x10, 48(SP)
-	DECQ          40(SP)
+	ADDQ          $0x10, 56(SP)
+	DECQ          48(SP)
 	JNZ           row
 	VZEROUPPER
 	RET

@@ -36,11 +36,12 @@ type Path struct {
 }
 
 // dotKernel multiplies rows of four streams with n vectors, two streams at a time where paired is set. one, where there is one, does
-// the same with four rows of one stream.
+// the same with four rows of one stream. Where scaled is set it makes the rows' scales itself.
 type dotKernel struct {
 	n      int
 	run    func(*dotArgs)
 	paired bool
+	scaled bool
 	one    func(*dotArgs)
 }
 
@@ -73,11 +74,17 @@ type dotArgs struct {
 	low   uint32    // 15 in each byte
 	index [16]int32 // which of the next scales belongs to each 4 bytes of a row's nibbles
 	masks [16]int32 // mask, a word each
+
+	// Of int4's kernels that make the scales themselves, of 16 groups at a time:
+	scales      *scaleArgs
+	span        uintptr // values of so many groups
+	roundGroups uint32  // groups in 128 values
 }
 
 // setInt4 fills what int4 needs of n and block.
 func (d *dotArgs) setInt4() {
 	d.step = 4 * 128 / d.block
+	d.span, d.roundGroups = 16*d.block, uint32(128/d.block)
 	d.low = 0x0f0f0f0f
 	words := int(d.n%128) / 8
 	d.mask = 1<<words - 1
