@@ -23,6 +23,7 @@ func archPaths() []*Path {
 func avx2Path() *Path {
 	p := &Path{
 		name:          "avx2",
+		eights:        eightsAVX2,
 		words:         rounder[int16]{wordMax, maxAbsBlocks, roundWords},
 		bytes:         rounder[int8]{byteMax, maxAbsBlocks, roundBytes},
 		permute:       permuteInPlace,
@@ -44,7 +45,7 @@ func avx2Path() *Path {
 	p.dots[format.FP32] = []dotKernel{{n: 2, run: dotF32x2AVX2}, {n: 1, run: dotF32x1AVX2}}
 	p.dots[format.FP16] = []dotKernel{{n: 2, run: dotF16x2AVX2}, {n: 1, run: dotF16x1AVX2}}
 	p.dots[format.BF16] = []dotKernel{{n: 2, run: dotBF16x2AVX2}, {n: 1, run: dotBF16x1AVX2}}
-	p.dots[format.Int8] = []dotKernel{{n: 2, run: dotI8x2AVX2}, {n: 1, run: dotI8x1AVX2, one: dotI8One1AVX2}}
+	p.dots[format.Int8] = []dotKernel{{n: 2, run: dotI8x2AVX2}, {n: 1, run: dotI8x1AVX2}}
 	p.dots[format.Int4] = []dotKernel{{n: 2, run: dotI4x2AVX2}, {n: 1, run: dotI4x1AVX2}}
 	p.widen[format.FP32] = genericWidenF32
 	p.widen[format.FP16] = widenF16AVX2
@@ -59,6 +60,7 @@ func avx512Path() *Path {
 	p := avx2Path()
 	p.name = "avx512"
 	p.scales, p.scalesOffsets, p.scaleLanes = scalesAVX512, scalesOffsetsAVX512, 0
+	p.eights = eightsAVX512
 	p.tileRows = 32
 	p.floatTiles = []tileKernel{{12, floatTilex12AVX512}, {8, floatTilex8AVX512}, {4, floatTilex4AVX512}, {2, floatTilex2AVX512}, {1, floatTilex1AVX512}}
 	p.exactTiles = []tileKernel{{6, exactTilex6AVX512}, {3, exactTilex3AVX512}, {1, exactTilex1AVX512}}
@@ -71,9 +73,55 @@ func avx512Path() *Path {
 	p.dots[format.FP32] = []dotKernel{{n: 2, run: dotF32x2AVX512}, {n: 1, run: dotF32x1AVX512}}
 	p.dots[format.FP16] = []dotKernel{{n: 4, run: dotF16x4AVX512}, {n: 2, run: dotF16x2AVX512}, {n: 1, run: dotF16x1AVX512}}
 	p.dots[format.BF16] = []dotKernel{{n: 4, run: dotBF16x4AVX512}, {n: 2, run: dotBF16x2AVX512}, {n: 1, run: dotBF16x1AVX512}}
-	p.dots[format.Int8] = []dotKernel{{n: 2, run: dotI8x2AVX512}, {n: 1, run: dotI8x1AVX512, one: dotI8One1AVX512}}
+	p.dots[format.Int8] = []dotKernel{{n: 2, run: dotI8x2AVX512}, {n: 1, run: dotI8x1AVX512}}
 	p.dots[format.Int4] = []dotKernel{{n: 4, run: dotI4x4AVX512, paired: true}, {n: 2, run: dotI4x2AVX512}, {n: 1, run: dotI4Scaledx1AVX512, scaled: true}}
 	return p
+}
+
+func eightsAVX2(e format.Encoding) func(*eightArgs) {
+	switch e.Kind {
+	case format.FP32:
+		return eightF32AVX2
+	case format.FP16:
+		return eightF16AVX2
+	case format.BF16:
+		return eightBF16AVX2
+	case format.Int8:
+		switch e.Group {
+		case 0:
+			return eightI8AVX2
+		case 128:
+			return eightI8G128AVX2
+		case 64:
+			return eightI8G64AVX2
+		case 32:
+			return eightI8G32AVX2
+		}
+	}
+	return nil
+}
+
+func eightsAVX512(e format.Encoding) func(*eightArgs) {
+	switch e.Kind {
+	case format.FP32:
+		return eightF32AVX512
+	case format.FP16:
+		return eightF16AVX512
+	case format.BF16:
+		return eightBF16AVX512
+	case format.Int8:
+		switch e.Group {
+		case 0:
+			return eightI8AVX512
+		case 128:
+			return eightI8G128AVX512
+		case 64:
+			return eightI8G64AVX512
+		case 32:
+			return eightI8G32AVX512
+		}
+	}
+	return nil
 }
 
 // The functions that round take multiples of 32 values; blocks that are not are a vector's last.

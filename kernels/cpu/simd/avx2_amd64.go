@@ -41,7 +41,25 @@ func dotI8x2AVX2(a *dotArgs)
 func dotI4x2AVX2(a *dotArgs)
 
 //go:noescape
-func dotI8One1AVX2(a *dotArgs)
+func eightF16AVX2(a *eightArgs)
+
+//go:noescape
+func eightBF16AVX2(a *eightArgs)
+
+//go:noescape
+func eightF32AVX2(a *eightArgs)
+
+//go:noescape
+func eightI8AVX2(a *eightArgs)
+
+//go:noescape
+func eightI8G128AVX2(a *eightArgs)
+
+//go:noescape
+func eightI8G64AVX2(a *eightArgs)
+
+//go:noescape
+func eightI8G32AVX2(a *eightArgs)
 
 //go:noescape
 func floatTilex6AVX2(a *tileArgs)

@@ -50,7 +50,25 @@ func dotBF16x4AVX512(a *dotArgs)
 func dotI4x4AVX512(a *dotArgs)
 
 //go:noescape
-func dotI8One1AVX512(a *dotArgs)
+func eightF16AVX512(a *eightArgs)
+
+//go:noescape
+func eightBF16AVX512(a *eightArgs)
+
+//go:noescape
+func eightF32AVX512(a *eightArgs)
+
+//go:noescape
+func eightI8AVX512(a *eightArgs)
+
+//go:noescape
+func eightI8G128AVX512(a *eightArgs)
+
+//go:noescape
+func eightI8G64AVX512(a *eightArgs)
+
+//go:noescape
+func eightI8G32AVX512(a *eightArgs)
 
 //go:noescape
 func floatTilex12AVX512(a *tileArgs)

@@ -13,6 +13,7 @@ type Scratch struct {
 	Exact bool
 
 	dot   dotArgs
+	eight eightArgs
 	tile  tileArgs
 	scale scaleArgs
 
@@ -39,6 +40,8 @@ func (p *Path) MulAdd(m *Matrix, dst []float32, ldd int, a *Acts, r0, r1 int, s 
 func (p *Path) mul(m *Matrix, dst []float32, ldd int, a *Acts, r0, r1 int, s *Scratch, add bool) {
 	switch {
 	case r0 >= r1 || a.n == 0:
+	case a.n == 1 && p.eights(m.Enc) != nil:
+		p.mulEight(p.eights(m.Enc), m, dst, a, r0, r1, s, add)
 	case a.tiles:
 		p.mulTiles(m, dst, ldd, a, r0, r1, s, add)
 	default:
@@ -57,8 +60,6 @@ const (
 	scaleBytes = 32 << 10
 	// cachedBytes is about how large rows may be that several calls share.
 	cachedBytes = 64 << 10
-	// oneBytes is the size of a vector of integers up to which one stream is read faster than four.
-	oneBytes = 8 << 10
 )
 
 // mulDots goes over the matrix in four streams, each a quarter of the rows. Rows are read from memory once: the second and further
@@ -70,23 +71,18 @@ func (p *Path) mulDots(m *Matrix, dst []float32, ldd int, a *Acts, r0, r1 int, s
 	if m.Enc.Kind == format.Int4 {
 		d.setInt4()
 	}
-	o := dotRows{m: m, dst: dst, ldd: ldd, acts: a, add: add, wanted: 4, step: 1}
+	o := dotRows{m: m, dst: dst, ldd: ldd, acts: a, add: add, wanted: 4}
 	rows := (r1 - r0) / 4
-	if o.one = a.n == 1 && 2*a.cols <= oneBytes && p.dotKernel(m.Enc.Kind, 1).one != nil; o.one {
-		o.step = 4
-	}
 	p.shareScales(m, a, s)
 	run := p.rowsAtOnce(m, a)
 	for i := 0; i < rows; i += run {
 		for j := range o.first {
-			if o.first[j] = r0 + j*rows + i; o.one {
-				o.first[j] = r0 + 4*i + j
-			}
+			o.first[j] = r0 + j*rows + i
 		}
 		o.rows = min(run, rows-i)
 		p.runDots(&o, s)
 	}
-	o.wanted, o.rows, o.step, o.one = (r1-r0)%4, 1, 1, false
+	o.wanted, o.rows = (r1-r0)%4, 1
 	if o.wanted == 0 {
 		return
 	}
@@ -97,8 +93,8 @@ func (p *Path) mulDots(m *Matrix, dst []float32, ldd int, a *Acts, r0, r1 int, s
 	p.runDots(&o, s)
 }
 
-// dotRows are rows of a matrix, four at a time: the first four, and how many rows on the next of each are. Of the four, the first
-// so many are wanted.
+// dotRows are rows of a matrix: the first of each of four streams, and how many follow on each. Of the four streams, the first so many
+// are wanted.
 type dotRows struct {
 	m      *Matrix
 	dst    []float32
@@ -106,10 +102,8 @@ type dotRows struct {
 	acts   *Acts
 	add    bool
 	first  [4]int
-	step   int
-	rows   int // how many times four
+	rows   int // of each stream
 	wanted int
-	one    bool // in one stream
 }
 
 // rowsAtOnce is how many rows of each stream a kernel takes in one call. Where several calls share them, they have to stay in the
@@ -157,11 +151,7 @@ func (p *Path) runDots(o *dotRows, s *Scratch) {
 			}
 		}
 		p.setDot(o, s, i, k)
-		if o.one {
-			k.one(d)
-		} else {
-			k.run(d)
-		}
+		k.run(d)
 		s.store(o, i, k.n)
 		i += k.n
 		call++
@@ -249,7 +239,7 @@ func (p *Path) setScales(o *dotRows, s *Scratch, i int, out []float32, n int, to
 func (s *Scratch) setRows(o *dotRows, i int) {
 	m, a, c := o.m, o.acts, &s.scale
 	groups := m.Enc.Groups(m.Cols)
-	c.n, c.next = uintptr(groups), uintptr(2*groups*o.step)
+	c.n, c.next = uintptr(groups), uintptr(2*groups)
 	c.s, c.sums = unsafe.Pointer(&a.s[i*a.lds]), unsafe.Pointer(&a.sums[i*a.lds])
 	for j := range c.scales {
 		at := 2 * o.first[j] * groups
@@ -270,19 +260,19 @@ func (s *Scratch) store(o *dotRows, i, n int) {
 	for v := range n {
 		y := s.y[4*o.rows*v : 4*o.rows*(v+1)]
 		for j := range o.wanted {
-			out := o.dst[(i+v)*o.ldd+o.first[j]:][:(o.rows-1)*o.step+1]
+			out := o.dst[(i+v)*o.ldd+o.first[j]:][:o.rows]
 			if perRow {
 				for t := range o.rows {
-					y[4*t+j] = float32(y[4*t+j] * o.m.rowScale(o.first[j]+t*o.step)) // no fusing with an addition
+					y[4*t+j] = float32(y[4*t+j] * o.m.rowScale(o.first[j]+t)) // no fusing with an addition
 				}
 			}
 			if o.add {
 				for t := range o.rows {
-					out[t*o.step] += y[4*t+j]
+					out[t] += y[4*t+j]
 				}
 			} else {
 				for t := range o.rows {
-					out[t*o.step] = y[4*t+j]
+					out[t] = y[4*t+j]
 				}
 			}
 		}

@@ -11,6 +11,7 @@ import (
 func genericPath() *Path {
 	p := &Path{
 		name:          "generic",
+		eights:        func(format.Encoding) func(*eightArgs) { return nil },
 		words:         rounder[int16]{wordMax, genericMaxAbs, genericRound[int16]},
 		bytes:         rounder[int8]{byteMax, genericMaxAbs, genericRound[int8]},
 		permute:       genericPermute,

@@ -12,11 +12,12 @@ import (
 type Path struct {
 	name string
 
-	dots          [format.Int4 + 1][]dotKernel // by kind; descending numbers of vectors, the last takes one
-	words         rounder[int16]               // activations for int8
-	bytes         rounder[int8]                // for int4
-	permute       func(row []int8)             // see genericPermute
-	scales        func(a *scaleArgs)           // with the scales as offsets
+	dots          [format.Int4 + 1][]dotKernel           // by kind; descending numbers of vectors, the last takes one
+	eights        func(format.Encoding) func(*eightArgs) // kernels of one vector; nil where dots have it
+	words         rounder[int16]                         // activations for int8
+	bytes         rounder[int8]                          // for int4
+	permute       func(row []int8)                       // see genericPermute
+	scales        func(a *scaleArgs)                     // with the scales as offsets
 	scalesOffsets func(a *scaleArgs)
 	scaleLanes    int // groups that scales takes at a time; 0 where it takes any number
 
@@ -35,14 +36,13 @@ type Path struct {
 	vectorOps
 }
 
-// dotKernel multiplies rows of four streams with n vectors, two streams at a time where paired is set. one, where there is one, does
-// the same with four rows of one stream. Where scaled is set it makes the rows' scales itself.
+// dotKernel multiplies rows of four streams with n vectors, two streams at a time where paired is set. Where scaled is set it makes the
+// rows' scales itself.
 type dotKernel struct {
 	n      int
 	run    func(*dotArgs)
 	paired bool
 	scaled bool
-	one    func(*dotArgs)
 }
 
 // tileKernel multiplies a packed tile with n vectors.

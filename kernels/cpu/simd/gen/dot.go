@@ -56,14 +56,7 @@ func dots() {
 		dotFloat("BF16", 4)
 		dotInt4(4)
 	}
-	oneStream = true
-	dotInt8(1)
-	oneStream = false
 }
-
-// oneStream makes kernels of one vector that go over one stream, row after row: where the vector leaves most of the first-level
-// cache to the stream, that is what the hardware follows best.
-var oneStream bool
 
 // dotState is what the dot kernels have in common.
 type dotState struct {
@@ -72,8 +65,7 @@ type dotState struct {
 	first int        // number of the first stream at work
 	x     rowPointers
 	i     Register       // values of the row that are done
-	sums  [][]VecVirtual // float sums [stream][vector], of the streams at work, or of four rows of one
-	acc   [][]VecVirtual // those of the rows at work
+	acc   [][]VecVirtual // float sums [stream][vector], of the streams at work
 	count int            // vectors
 	label func(string) string
 	local Mem // where the next rows begin; args keeps what Go's collector may look at
@@ -90,22 +82,15 @@ const (
 
 // newDot begins a kernel that works on so many streams together.
 func newDot(name string, vectors, together int) *dotState {
-	kind := "x"
-	if oneStream {
-		kind, together = "One", 1
-	}
-	function(fmt.Sprintf("dot%s%s%d", name, kind, vectors), "func(a *dotArgs)")
+	function(fmt.Sprintf("dot%sx%d", name, vectors), "func(a *dotArgs)")
 	d := &dotState{args: Load(Param("a"), GP64()), count: vectors}
 	d.w = make([]Register, together)
 	for r := range d.w {
 		d.w[r] = GP64()
 	}
-	d.sums = make([][]VecVirtual, together)
-	if oneStream {
-		d.sums = make([][]VecVirtual, 4)
-	}
-	for r := range d.sums {
-		d.sums[r] = vecs(vectors)
+	d.acc = make([][]VecVirtual, together)
+	for r := range d.acc {
+		d.acc[r] = vecs(vectors)
 	}
 	return d
 }
@@ -126,13 +111,8 @@ func (d *dotState) each(row func(), total func([]VecVirtual) VecVirtual, add boo
 	for d.first = 0; d.first < 4; d.first += len(d.w) {
 		first := d.first
 		d.label = func(name string) string { return fmt.Sprint(name, first) }
-		d.acc = d.sums
-		stream := d.first
-		if oneStream {
-			d.acc, stream = d.sums[d.first:d.first+1], 0
-		}
 		for r := range d.w {
-			MOVQ(d.local.Offset(localW+8*(stream+r)), d.w[r])
+			MOVQ(d.local.Offset(localW+8*(first+r)), d.w[r])
 		}
 		d.x = newRows(load(d.args, dotX), load(d.args, dotLdx), d.count)
 		for _, acc := range d.acc {
@@ -142,14 +122,8 @@ func (d *dotState) each(row func(), total func([]VecVirtual) VecVirtual, add boo
 		XORQ(d.i, d.i)
 		row()
 		for r := range d.w {
-			MOVQ(d.w[r], d.local.Offset(localW+8*(stream+r)))
+			MOVQ(d.w[r], d.local.Offset(localW+8*(first+r)))
 		}
-		if !oneStream {
-			d.store(total, add)
-		}
-	}
-	if oneStream {
-		d.acc = d.sums
 		d.store(total, add)
 	}
 	ADDQ(Imm(16), d.local.Offset(localResults))
@@ -196,11 +170,6 @@ func (d *dotState) store(total func([]VecVirtual) VecVirtual, add bool) {
 // prefetch asks for lines ahead of each stream, into the second-level cache: the streams and the vectors would not stay in the
 // first together.
 func (d *dotState) prefetch(lines int) {
-	if oneStream {
-		// One line of four, for the hardware to follow across pages: prefetches of all would take the buffers that its own need.
-		PREFETCHT1(Mem{Base: d.w[0], Disp: 8192})
-		return
-	}
 	for r, w := range d.w {
 		ahead := load(d.args, dotAhead+8*(d.first+r))
 		for i := range lines {
@@ -272,11 +241,14 @@ func dotExact(vectors int) {
 		d.advance(32, 32)
 		CMPQ(d.i, d.field(dotN))
 		JB(LabelRef("loop"))
-	}, func(v []VecVirtual) VecVirtual {
-		low, high := sum2(v[0], v[1]), sum2(v[2], v[3])
-		VMOVLHPS(high, low, low)
-		return low
-	}, false)
+	}, sumExact, false)
+}
+
+// sumExact is sum4 of float64 lanes. The vectors are overwritten.
+func sumExact(v []VecVirtual) VecVirtual {
+	low, high := sum2(v[0], v[1]), sum2(v[2], v[3])
+	VMOVLHPS(high, low, low)
+	return low
 }
 
 // loadFloats widens a vector of floats in memory.
@@ -330,9 +302,6 @@ func dotInt8(vectors int) {
 		sums[r] = vecs(vectors)
 	}
 	unit := 64 // values a round
-	if oneStream {
-		unit = 256
-	}
 	x := vecs(vectors)
 	d.each(func() {
 		if spill {

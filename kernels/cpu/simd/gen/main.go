@@ -38,6 +38,7 @@ func main() {
 	switch *target {
 	case "avx2":
 		dots()
+		eights()
 		tiles()
 		pack()
 		quantize()
@@ -50,6 +51,7 @@ func main() {
 	case "avx512":
 		wide = true
 		dots()
+		eights()
 		tiles()
 		step()
 		peaks()
