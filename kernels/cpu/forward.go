@@ -158,7 +158,7 @@ func (e *Engine) share(l *linear, phase func(worker int)) { e.shareRows(l.w.Rows
 
 // shareRows does the same with rows of which each stands for as many of l as l has more.
 func (e *Engine) shareRows(rows int, l *linear, phase func(worker int)) {
-	e.work.shares.reset(rows, int(l.w.Enc.ValueRowBytes(l.w.Cols))*(l.w.Rows/rows), e.pool.n)
+	e.work.shares.reset(rows, int(l.w.Enc.ValueRowBytes(l.w.Cols))*(l.w.Rows/rows), e.buf.acts.N(), e.pool.n)
 	e.pool.run(phase)
 }
 

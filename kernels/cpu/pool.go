@@ -129,23 +129,27 @@ type shares struct {
 	next  atomic.Int64
 	total int
 	least int // size of the smallest share
+	most  int // of the largest
 	n     int // workers
 }
 
 const (
 	// rowUnit is what shares of rows are multiples of: kernels take several rows at a time.
 	rowUnit = 32
-	// mostRows is the largest share: what a worker computes between two looks at the context.
-	mostRows = 512
+	// mostRows and mostBytes limit the largest share, what a worker computes between two looks at the context: so many rows or, of
+	// weights times vectors, bytes, whichever is more. Long shares are read faster: each begins and ends eight streams.
+	mostRows  = 512
+	mostBytes = 16 << 20
 	// leastBytes is about the size of the smallest share's weights: some microseconds, against which taking it costs little.
 	leastBytes = 64 << 10
 )
 
-// reset begins handing out total rows of so many bytes.
-func (s *shares) reset(total, rowBytes, workers int) {
+// reset begins handing out total rows of so many bytes, for products with so many vectors.
+func (s *shares) reset(total, rowBytes, vectors, workers int) {
 	units := func(n int) int { return max(1, (n+rowUnit-1)/rowUnit) }
 	s.total, s.n = total, workers
 	s.least = rowUnit * min(units(leastBytes/max(1, rowBytes)), units((total+workers-1)/workers))
+	s.most = max(mostRows, mostBytes/max(1, rowBytes*vectors)&^(rowUnit-1))
 	s.next.Store(0)
 }
 
@@ -157,7 +161,7 @@ func (s *shares) take() (lo, hi int) {
 		if left <= 0 {
 			return s.total, s.total
 		}
-		n := min(left/(2*s.n), mostRows)
+		n := min(3*left/(4*s.n), s.most)
 		if n >= 4*rowUnit {
 			n &^= 4*rowUnit - 1
 		}

@@ -61,7 +61,8 @@ func TestShares(t *testing.T) {
 		for _, rowBytes := range []int{32, 2048, 21888, 1 << 20} {
 			for _, n := range []int{1, 2, 3, 64} {
 				var s shares
-				s.reset(total, rowBytes, n)
+				vectors := 1 + total%7
+				s.reset(total, rowBytes, vectors, n)
 				var lock sync.Mutex
 				taken := make([]int, total)
 				var all sync.WaitGroup
@@ -73,7 +74,7 @@ func TestShares(t *testing.T) {
 								return
 							}
 							lock.Lock()
-							if lo%rowUnit != 0 || hi-lo > max(mostRows, s.least) || hi != total && (hi-lo)%rowUnit != 0 {
+							if lo%rowUnit != 0 || hi-lo > max(s.most, s.least) || hi != total && (hi-lo)%rowUnit != 0 {
 								t.Errorf("share %d to %d of %d", lo, hi, total)
 							}
 							for i := lo; i < hi; i++ {
@@ -89,7 +90,7 @@ func TestShares(t *testing.T) {
 						t.Fatalf("%d rows, %d workers: row %d was taken %d times", total, n, i, c)
 					}
 				}
-				s.reset(total, rowBytes, n)
+				s.reset(total, rowBytes, vectors, n)
 				if lo, hi := s.take(); n > 1 && total > n*rowUnit && hi-lo > total/n+rowUnit {
 					t.Errorf("%d rows, %d workers: the first share has %d", total, n, hi-lo)
 				}

@@ -60,7 +60,7 @@ func avx512Path() *Path {
 	p := avx2Path()
 	p.name = "avx512"
 	p.scales, p.scalesOffsets, p.scaleLanes = scalesAVX512, scalesOffsetsAVX512, 0
-	p.eights = eightsAVX512
+	p.eights, p.gather = eightsAVX512, eightGatherAVX512
 	p.tileRows = 32
 	p.floatTiles = []tileKernel{{12, floatTilex12AVX512}, {8, floatTilex8AVX512}, {4, floatTilex4AVX512}, {2, floatTilex2AVX512}, {1, floatTilex1AVX512}}
 	p.exactTiles = []tileKernel{{6, exactTilex6AVX512}, {3, exactTilex3AVX512}, {1, exactTilex1AVX512}}
@@ -79,24 +79,13 @@ func avx512Path() *Path {
 }
 
 func eightsAVX2(e format.Encoding) func(*eightArgs) {
-	switch e.Kind {
-	case format.FP32:
-		return eightF32AVX2
-	case format.FP16:
+	switch {
+	case e.Kind == format.FP16:
 		return eightF16AVX2
-	case format.BF16:
+	case e.Kind == format.BF16:
 		return eightBF16AVX2
-	case format.Int8:
-		switch e.Group {
-		case 0:
-			return eightI8AVX2
-		case 128:
-			return eightI8G128AVX2
-		case 64:
-			return eightI8G64AVX2
-		case 32:
-			return eightI8G32AVX2
-		}
+	case e.Kind == format.Int8 && e.Group == 0:
+		return eightI8AVX2
 	}
 	return nil
 }
@@ -117,8 +106,6 @@ func eightsAVX512(e format.Encoding) func(*eightArgs) {
 			return eightI8G128AVX512
 		case 64:
 			return eightI8G64AVX512
-		case 32:
-			return eightI8G32AVX512
 		}
 	}
 	return nil

@@ -47,19 +47,7 @@ func eightF16AVX2(a *eightArgs)
 func eightBF16AVX2(a *eightArgs)
 
 //go:noescape
-func eightF32AVX2(a *eightArgs)
-
-//go:noescape
 func eightI8AVX2(a *eightArgs)
-
-//go:noescape
-func eightI8G128AVX2(a *eightArgs)
-
-//go:noescape
-func eightI8G64AVX2(a *eightArgs)
-
-//go:noescape
-func eightI8G32AVX2(a *eightArgs)
 
 //go:noescape
 func floatTilex6AVX2(a *tileArgs)

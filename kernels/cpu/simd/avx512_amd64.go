@@ -56,10 +56,10 @@ func eightF16AVX512(a *eightArgs)
 func eightBF16AVX512(a *eightArgs)
 
 //go:noescape
-func eightF32AVX512(a *eightArgs)
+func eightI8AVX512(a *eightArgs)
 
 //go:noescape
-func eightI8AVX512(a *eightArgs)
+func eightF32AVX512(a *eightArgs)
 
 //go:noescape
 func eightI8G128AVX512(a *eightArgs)
@@ -68,7 +68,7 @@ func eightI8G128AVX512(a *eightArgs)
 func eightI8G64AVX512(a *eightArgs)
 
 //go:noescape
-func eightI8G32AVX512(a *eightArgs)
+func eightGatherAVX512(dst *byte, src *[8]*byte, n int, rows int)
 
 //go:noescape
 func floatTilex12AVX512(a *tileArgs)

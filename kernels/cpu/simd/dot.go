@@ -14,17 +14,20 @@ type Scratch struct {
 
 	dot   dotArgs
 	eight eightArgs
+	run   eightRun
+	from  [8]*byte // eights: float16 scales of the streams
 	tile  tileArgs
 	scale scaleArgs
 
-	sc []float32 // dots: scales of rows
-	y  []float32 // dots: results of rows
-	w  []float32 // tiles: packed weights
-	ws []float32 // tiles: scales of packed weights
-	rs []float32 // tiles: scales of rows
-	c  []float32 // tiles: results
-	t  []float32 // tiles: rows on their way into tiles
-	a  []float32 // Gemm: A transposed
+	sc   []float32 // dots: scales of rows
+	y    []float32 // dots, eights: results of rows
+	half []int16   // eights: float16 scales of rows
+	w    []float32 // tiles: packed weights
+	ws   []float32 // tiles: scales of packed weights
+	rs   []float32 // tiles: scales of rows
+	c    []float32 // tiles: results
+	t    []float32 // tiles: rows on their way into tiles
+	a    []float32 // Gemm: A transposed
 }
 
 // Mul is Matrix.Mul on path p.

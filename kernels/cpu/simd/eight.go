@@ -1,6 +1,8 @@
 package simd
 
 import (
+	"encoding/binary"
+	"math"
 	"unsafe"
 
 	"xlstm/format"
@@ -15,107 +17,129 @@ type eightArgs struct {
 	all     uintptr           // bytes of it, a multiple of 32 values
 	rows    uintptr           // of each stream, at least 1
 	results unsafe.Pointer    // float32 [row][stream]
-	sc      [2]unsafe.Pointer // integers: float32 scales of the vector's blocks; with groups of rows' groups, [row][stream] of four streams each
-	ldsc    uintptr           // groups: bytes between the scales of streams
-	scNext  uintptr           // groups: bytes between the scales of rows
+	s       unsafe.Pointer    // integers: float32 scales of the vector's blocks
+	sc      [8]unsafe.Pointer // groups: float16 scales of the streams' first rows
+	scNext  uintptr           // groups: bytes from the end of a row of scales to the next
+	ahead   [8]uintptr        // groups: addresses of scales that will be needed soon
+	scRow   uintptr           // groups: bytes of a row of scales
 }
 
 const (
 	// visitBytes is how much of a row kernels read before they go on to the next stream.
 	visitBytes = 256
-	// eightRows is how many rows of each stream a kernel takes in one call at most.
+	// eightRows is how many rows of each stream a kernel takes in one call. Results are in a small piece of memory until then, and
+	// scales of groups are copied into one: eight streams of them beside those of values are more than the hardware follows.
 	eightRows = 64
 )
+
+// eightRun are rows of a matrix: the first of each stream, and how many follow on each.
+type eightRun struct {
+	m      *Matrix
+	first  [8]int
+	rows   int
+	out    [8 * eightRows]float32 // results [row][stream]
+	turned [8 * eightRows]float32 // [stream][row]
+}
 
 // mulEight is mulDots of one vector, in eight streams, each an eighth of the rows.
 func (p *Path) mulEight(kernel func(*eightArgs), m *Matrix, dst []float32, a *Acts, r0, r1 int, s *Scratch, add bool) {
 	e := &s.eight
 	n := format.PaddedCols(m.Cols)
-	e.x, e.all, e.whole = unsafe.Pointer(unsafe.SliceData(a.f)), uintptr(4*n), uintptr(4*n)
+	size := uintptr(4)
+	e.x = unsafe.Pointer(unsafe.SliceData(a.f))
 	if m.quantized() {
-		e.x, e.all, e.whole = unsafe.Pointer(unsafe.SliceData(a.words)), uintptr(2*n), uintptr(2*n)
-		e.sc = [2]unsafe.Pointer{unsafe.Pointer(&a.s[0]), nil}
+		size, e.x, e.s = 2, unsafe.Pointer(unsafe.SliceData(a.words)), unsafe.Pointer(unsafe.SliceData(a.s))
 	}
-	e.whole -= e.all / uintptr(n) * uintptr(n%(visitBytes*n/m.rowBytes()))
-	o := eightRun{m: m, dst: dst, add: add, wanted: 8}
-	rows, run := (r1-r0)/8, eightRows
-	if m.Enc.Group != 0 {
-		run = max(1, min(run, scaleBytes/(8*4*a.lds)))
-		if !p.wholeScales(m.Enc.Groups(m.Cols)) {
-			run = 1
+	e.all = size * uintptr(n)
+	e.whole = size * uintptr(n-n%(visitBytes*n/m.rowBytes()))
+	out := dst[r0:r1]
+	perRow := m.Enc.Kind == format.Int8 && m.Enc.Group == 0
+	if add || perRow {
+		s.y = growAligned(s.y, r1-r0)
+		out = s.y
+	}
+	s.run = eightRun{m: m}
+	p.runEight(kernel, out, r0, s)
+	if !add && !perRow {
+		return
+	}
+	dst = dst[r0:r1]
+	if perRow {
+		scales := m.Scales[4*r0 : 4*r1]
+		for i := range out {
+			out[i] *= math.Float32frombits(binary.LittleEndian.Uint32(scales[4*i:]))
 		}
 	}
-	for i := 0; i < rows; i += run {
-		o.rows = min(run, rows-i)
+	if !add {
+		copy(dst, out)
+		return
+	}
+	for i, v := range out {
+		dst[i] += v
+	}
+}
+
+// runEight computes the rows from r0 on for which out has room, without what int8 rows' scales do.
+func (p *Path) runEight(kernel func(*eightArgs), out []float32, r0 int, s *Scratch) {
+	o := &s.run
+	rows := len(out) / 8
+	for i := 0; i < rows; i += eightRows {
+		o.rows = min(eightRows, rows-i)
 		for j := range o.first {
 			o.first[j] = r0 + j*rows + i
 		}
-		p.runEight(kernel, &o, a, s)
+		p.setEight(s)
+		kernel(&s.eight)
+		whole := (o.rows + 7) / 8 * 8
+		p.transpose(bytesOf(&o.turned[0]), bytesOf(&o.out[0]), 4*8, 8, whole)
+		for j := range 8 {
+			copy(out[j*rows+i:][:o.rows], o.turned[j*whole:])
+		}
 	}
-	o.wanted, o.rows = (r1-r0)%8, 1
-	if o.wanted == 0 {
-		return
+	if rest := out[8*rows:]; len(rest) > 0 {
+		o.rows = 1
+		for j := range o.first {
+			// Behind the last row comes the last row again: what is computed of it is dropped.
+			o.first[j] = r0 + min(8*rows+j, len(out)-1)
+		}
+		p.setEight(s)
+		kernel(&s.eight)
+		copy(rest, o.out[:])
 	}
-	for j := range o.first {
-		// Behind the last row comes the last row again: what is computed of it is dropped.
-		o.first[j] = min(r0+8*rows+j, r1-1)
-	}
-	p.runEight(kernel, &o, a, s)
 }
 
-// eightRun are rows of a matrix: the first of each stream, how many follow on each, and how many of the streams are wanted.
-type eightRun struct {
-	m            *Matrix
-	dst          []float32
-	add          bool
-	first        [8]int
-	rows, wanted int
-}
-
-func (p *Path) runEight(kernel func(*eightArgs), o *eightRun, a *Acts, s *Scratch) {
-	m, e := o.m, &s.eight
-	rowBytes := m.rowBytes()
-	values := unsafe.Pointer(unsafe.SliceData(m.Values[:m.Rows*rowBytes]))
+// setEight points the kernel to the rows.
+func (p *Path) setEight(s *Scratch) {
+	o, e := &s.run, &s.eight
+	rowBytes := o.m.rowBytes()
+	values := unsafe.Pointer(unsafe.SliceData(o.m.Values[:o.m.Rows*rowBytes]))
 	for j, row := range o.first {
 		e.w[j] = unsafe.Add(values, row*rowBytes)
 	}
-	s.y = growAligned(s.y, 8*o.rows)
-	e.rows, e.results = uintptr(o.rows), unsafe.Pointer(&s.y[0])
-	if m.Enc.Group != 0 {
-		p.setEightScales(o, a, s)
-	}
-	kernel(e)
-	for j, first := range o.first[:o.wanted] {
-		s.storeStream(o, j, first)
+	e.rows, e.results = uintptr(o.rows), unsafe.Pointer(&o.out)
+	if o.m.Enc.Group != 0 {
+		p.gatherScales(s)
 	}
 }
 
-// setEightScales makes the scales of the rows' groups.
-func (p *Path) setEightScales(o *eightRun, a *Acts, s *Scratch) {
-	e := &s.eight
-	half := 4 * o.rows * a.lds
-	s.sc = growAligned(s.sc, 2*half)
-	e.ldsc, e.scNext = uintptr(4*a.lds), uintptr(4*4*a.lds)
-	four := dotRows{m: o.m, acts: a, rows: o.rows}
-	for i := range e.sc {
-		copy(four.first[:], o.first[4*i:])
-		e.sc[i] = unsafe.Pointer(&s.sc[i*half])
-		p.setScales(&four, s, 0, s.sc[i*half:], 1, s.y) // the totals are not wanted
+// gatherScales copies the rows' scales into the order in which they are needed.
+func (p *Path) gatherScales(s *Scratch) {
+	o, e := &s.run, &s.eight
+	n := 2 * o.m.Enc.Groups(o.m.Cols)
+	scales := unsafe.Pointer(unsafe.SliceData(o.m.Scales[:o.m.Rows*n]))
+	s.half = growAligned(s.half, 8*o.rows*n/2)
+	to := unsafe.Pointer(&s.half[0])
+	e.scNext, e.scRow = uintptr(7*n), uintptr(n)
+	for j, row := range o.first {
+		s.from[j] = (*byte)(unsafe.Add(scales, row*n))
+		e.ahead[j] = uintptr(unsafe.Pointer(s.from[j])) + uintptr(o.rows*n)
+		e.sc[j] = unsafe.Add(to, j*n)
 	}
-}
-
-// storeStream takes the results of stream j, whose first row is given, to where they belong.
-func (s *Scratch) storeStream(o *eightRun, j, first int) {
-	y, out := s.y[j:], o.dst[first:first+o.rows]
-	perRow := o.m.Enc.Kind == format.Int8 && o.m.Enc.Group == 0
-	for t := range out {
-		v := y[8*t]
-		if perRow {
-			v = float32(v * o.m.rowScale(first+t)) // no fusing with an addition
-		}
-		if o.add {
-			v += out[t]
-		}
-		out[t] = v
+	if n >= 32 {
+		p.gather((*byte)(to), &s.from, n, o.rows)
+		return
+	}
+	for i := range 8 * o.rows {
+		copy(unsafe.Slice((*byte)(unsafe.Add(to, i*n)), n), unsafe.Slice((*byte)(unsafe.Add(unsafe.Pointer(s.from[i%8]), i/8*n)), n))
 	}
 }

@@ -12,12 +12,13 @@ import (
 type Path struct {
 	name string
 
-	dots          [format.Int4 + 1][]dotKernel           // by kind; descending numbers of vectors, the last takes one
-	eights        func(format.Encoding) func(*eightArgs) // kernels of one vector; nil where dots have it
-	words         rounder[int16]                         // activations for int8
-	bytes         rounder[int8]                          // for int4
-	permute       func(row []int8)                       // see genericPermute
-	scales        func(a *scaleArgs)                     // with the scales as offsets
+	dots          [format.Int4 + 1][]dotKernel                // by kind; descending numbers of vectors, the last takes one
+	eights        func(format.Encoding) func(*eightArgs)      // kernels of one vector; nil where dots do it
+	gather        func(dst *byte, src *[8]*byte, n, rows int) // with eights of groups: dst[i][j] = row i of n bytes, 32 or more, of src[j]
+	words         rounder[int16]                              // activations for int8
+	bytes         rounder[int8]                               // for int4
+	permute       func(row []int8)                            // see genericPermute
+	scales        func(a *scaleArgs)                          // with the scales as offsets
 	scalesOffsets func(a *scaleArgs)
 	scaleLanes    int // groups that scales takes at a time; 0 where it takes any number
 

@@ -16,9 +16,11 @@ const (
 	eightAll     = 80
 	eightRows    = 88
 	eightResults = 96
-	eightSc      = 104
-	eightLdsc    = 120
-	eightScNext  = 128
+	eightS       = 104
+	eightSc      = 112
+	eightScNext  = 176
+	eightAhead   = 184
+	eightScRow   = 248
 )
 
 // visitBytes is how much of a stream's row is read before the next stream's turn.
@@ -28,12 +30,17 @@ const visitBytes = 256
 // load of the vector, so that what comes of it from the second-level cache is an eighth of what one row would ask for; four
 // lines in a row are what the hardware's prefetches follow as well as one stream alone. AVX-512 has the registers to keep the
 // vector's part for all eight, AVX2 takes it from the first-level cache.
+//
+// With AVX2 float32 and groups gain nothing by it.
 func eights() {
 	eightFloat("F16")
 	eightFloat("BF16")
-	eightExact()
-	for _, group := range []int{256, 128, 64, 32} {
-		eightInt8(group)
+	eightInt8(256)
+	if wide {
+		eightExact()
+		eightInt8(128)
+		eightInt8(64)
+		eightGather()
 	}
 }
 
@@ -46,13 +53,13 @@ type eight struct {
 }
 
 // Offsets of the fields of the kernels' local memory: pointers to where the vector's whole visits and where all of it ends, the
-// rows that are left, and where results and scales go on.
+// rows that are left, where results go on, and scales.
 const (
 	ownWhole   = 0
 	ownEnd     = 8
 	ownRows    = 16
 	ownResults = 24
-	ownSc      = 32
+	ownScales  = 32
 	ownSize    = 48
 )
 
@@ -64,9 +71,15 @@ func eightLoad(disp int) GPVirtual {
 	return r
 }
 
-// eightKernel makes a kernel: begin comes before each row, visit multiplies visitBytes of every stream with xBytes of the vector,
-// rest what is left of a row, and total sums the eight accumulators up into two vectors of four results.
-func eightKernel(name string, xBytes int, begin func(own Mem), visit, rest func(k *eight, own Mem), total func(acc []VecVirtual) [2]VecVirtual) {
+// eightParts is what kernels differ in.
+type eightParts struct {
+	start, row  func()                  // come first, and before each row; may be nil
+	xBytes      int                     // of the vector that a visit takes
+	visit, rest func(k *eight, own Mem) // multiply visitBytes of every stream, and what is left of a row
+	total       func(acc []VecVirtual) [2]VecVirtual
+}
+
+func eightKernel(name string, p eightParts) {
 	function("eight"+name, "func(a *eightArgs)")
 	own := AllocLocal(ownSize)
 	k := &eight{at: GP64(), acc: vecs(8)}
@@ -75,33 +88,38 @@ func eightKernel(name string, xBytes int, begin func(own Mem), visit, rest func(
 		ADDQ(eightField(eightX), end)
 		MOVQ(end, own.Offset(field[1]))
 	}
-	for _, field := range [][2]int{{eightRows, ownRows}, {eightResults, ownResults}, {eightSc, ownSc}, {eightSc + 8, ownSc + 8}} {
+	for _, field := range [][2]int{{eightRows, ownRows}, {eightResults, ownResults}} {
 		MOVQ(eightLoad(field[0]), own.Offset(field[1]))
 	}
 	XORQ(k.at, k.at)
+	if p.start != nil {
+		p.start()
+	}
 	Label("row")
 	zero(k.acc...)
 	k.x = eightLoad(eightX)
-	begin(own)
+	if p.row != nil {
+		p.row()
+	}
 	CMPQ(k.x, own.Offset(ownWhole))
 	JAE(LabelRef("rest"))
 	for s := range k.w {
 		k.w[s] = eightLoad(eightW + 8*s)
 	}
 	Label("visit")
-	visit(k, own)
+	p.visit(k, own)
 	ADDQ(I32(visitBytes), k.at)
-	ADDQ(I32(xBytes), k.x)
+	ADDQ(I32(p.xBytes), k.x)
 	CMPQ(k.x, own.Offset(ownWhole))
 	JB(LabelRef("visit"))
 	Label("rest")
 	CMPQ(k.x, own.Offset(ownEnd))
 	JAE(LabelRef("done"))
-	rest(k, own)
+	p.rest(k, own)
 	Label("done")
 	to := GP64()
 	MOVQ(own.Offset(ownResults), to)
-	for i, sums := range total(k.acc) {
+	for i, sums := range p.total(k.acc) {
 		VMOVUPS(sums, Mem{Base: to, Disp: 16 * i})
 	}
 	ADDQ(Imm(32), own.Offset(ownResults))
@@ -113,6 +131,15 @@ func eightKernel(name string, xBytes int, begin func(own Mem), visit, rest func(
 
 // value is what stream s has at a distance of disp bytes.
 func (k *eight) value(s, disp int) Mem { return Mem{Base: k.w[s], Index: k.at, Scale: 1, Disp: disp} }
+
+// touch loads once more what stream s has at a distance of disp bytes, for nothing but to take a place among the loads that are
+// under way. That more loads a line read faster was measured (docs/BENCHMARKS.md), of loads alone too; presumably what is far
+// ahead takes the buffers for misses that the hardware's prefetches need.
+func (k *eight) touch(s, disp int) {
+	if wide {
+		MOVQ(k.value(s, disp), GP64())
+	}
+}
 
 // restByStreams is a loop over what is left of a row, step bytes of each stream a time.
 func restByStreams(step, xBytes int, body func(k *eight)) func(k *eight, own Mem) {
@@ -147,13 +174,15 @@ func eightFloat(name string) {
 				for i := range x {
 					w := vec()
 					loadFloats(name, k.value(s, 2*lanes()*i), w)
+					k.touch(s, 2*lanes()*i+16)
 					VFMADD231PS(x[i], w, k.acc[s])
 				}
 			}
 		}
 	}
 	visit := body(visitBytes / 2)
-	eightKernel(name, 2*visitBytes, func(Mem) {}, func(k *eight, _ Mem) { visit(k) }, restByStreams(64, 128, body(32)), eightSums)
+	eightKernel(name, eightParts{xBytes: 2 * visitBytes, visit: func(k *eight, _ Mem) { visit(k) }, rest: restByStreams(64, 128, body(32)),
+		total: eightSums})
 }
 
 func eightSums(acc []VecVirtual) [2]VecVirtual { return [2]VecVirtual{sum4(acc[:4]), sum4(acc[4:])} }
@@ -162,140 +191,162 @@ func eightSums(acc []VecVirtual) [2]VecVirtual { return [2]VecVirtual{sum4(acc[:
 func eightExact() {
 	body := func(values int) func(k *eight) {
 		return func(k *eight) {
-			n := lanes() / 2
-			for from := 0; from < values; from += 8 * n { // the registers of eight vectors
-				var x []VecVirtual
-				for at := from; at < min(values, from+8*n); at += n {
-					if !wide {
-						break
-					}
-					v := vec()
-					VCVTPS2PD(Mem{Base: k.x, Disp: 4 * at}, v)
-					x = append(x, v)
-				}
-				for s := range k.w {
-					for at := from; at < min(values, from+8*n); at += n {
-						w := vec()
-						VCVTPS2PD(k.value(s, 4*at), w)
-						if wide {
-							VFMADD231PD(x[(at-from)/n], w, k.acc[s])
-							continue
-						}
-						v := vec()
-						VCVTPS2PD(Mem{Base: k.x, Disp: 4 * at}, v)
-						VFMADD231PD(v, w, k.acc[s])
-					}
+			x := vecs(values / 8)
+			for i := range x {
+				VCVTPS2PD(Mem{Base: k.x, Disp: 32 * i}, x[i])
+			}
+			for s := range k.w {
+				for i := range x {
+					w := vec()
+					VCVTPS2PD(k.value(s, 32*i), w)
+					VFMADD231PD(x[i], w, k.acc[s])
 				}
 			}
 		}
 	}
 	visit := body(visitBytes / 4)
-	eightKernel("F32", visitBytes, func(Mem) {}, func(k *eight, _ Mem) { visit(k) }, restByStreams(128, 128, body(32)),
-		func(acc []VecVirtual) [2]VecVirtual { return [2]VecVirtual{sumExact(acc[:4]), sumExact(acc[4:])} })
+	eightKernel("F32", eightParts{xBytes: visitBytes, visit: func(k *eight, _ Mem) { visit(k) }, rest: restByStreams(128, 128, body(32)),
+		total: func(acc []VecVirtual) [2]VecVirtual { return [2]VecVirtual{sumExact(acc[:4]), sumExact(acc[4:])} }})
 }
 
-// eightScales points to what scales come next. Without groups all streams have the vector's.
-type eightScales struct {
-	group     int
-	base      [2]Register // of the first four streams and of the others
-	ld, three Register    // bytes between streams, once and three times
-}
-
-func (c *eightScales) begin(own Mem) {
-	c.base[0] = GP64()
-	MOVQ(own.Offset(ownSc), c.base[0])
-	if c.group == 256 {
-		return
-	}
-	c.base[1], c.ld, c.three = GP64(), eightLoad(eightLdsc), GP64()
-	MOVQ(own.Offset(ownSc+8), c.base[1])
-	LEAQ(Mem{Base: c.ld, Index: c.ld, Scale: 2}, c.three)
-	next := eightLoad(eightScNext)
-	ADDQ(next, own.Offset(ownSc))
-	ADDQ(next, own.Offset(ownSc+8))
-}
-
-// of is the place of stream s's scale number g.
-func (c *eightScales) of(s, g int) Mem {
-	m := Mem{Base: c.base[0], Disp: 4 * g}
-	if c.group == 256 {
-		return m
-	}
-	m.Base = c.base[s/4]
-	switch s % 4 {
-	case 1:
-		m.Index, m.Scale = c.ld, 1
-	case 2:
-		m.Index, m.Scale = c.ld, 2
-	case 3:
-		m.Index, m.Scale = c.three, 1
-	}
-	return m
-}
-
-func (c *eightScales) advance(blocks int) {
-	ADDQ(Imm(uint64(4*blocks)), c.base[0])
-	if c.group != 256 {
-		ADDQ(Imm(uint64(4*blocks)), c.base[1])
-	}
-}
-
-// eightInt8 is dotInt8 for blocks of 256 values, which all streams share, or for groups: the integer sum of a block times its scale is
-// added to the float32 sums.
+// eightInt8 is dotInt8 for blocks of 256 values, whose scales are the vector's, or for groups, which have one of the vector and one of
+// the row: the integer sum of a block times its scale is added to the float32 sums.
 func eightInt8(group int) {
 	name := "I8"
 	if group != 256 {
 		name = fmt.Sprint(name, "G", group)
 	}
-	n := 2 * lanes() // values of a vector of weights
-	c := &eightScales{group: group}
-	visit := func(k *eight, _ Mem) {
-		x := make([]Op, visitBytes/n)
-		for i := range x {
-			x[i] = Mem{Base: k.x, Disp: 2 * n * i}
-			if wide {
-				v := vec()
-				move(x[i], v)
-				x[i] = v
-			}
+	c := &eightBlocks{group: group}
+	p := eightParts{xBytes: 2 * visitBytes, visit: c.visit, rest: c.rest, total: eightSums}
+	p.row = func() { c.s = eightLoad(eightS) }
+	if group != 256 {
+		p.start = func() {
+			c.at = GP64()
+			XORQ(c.at, c.at)
+			SUBQ(eightField(eightScNext), c.at)
 		}
-		for s := range k.w {
-			for g := range visitBytes / group {
-				sum := vec()
-				for i := g * group / n; i < (g+1)*group/n; i++ {
-					w := vec()
-					VPMOVSXBW(k.value(s, n*i), w)
-					if i == g*group/n {
-						VPMADDWD(x[i], w, sum)
-					} else {
-						dotProductAdd(sum, w, x[i], w)
-					}
-				}
-				scaleAdd(sum, c.of(s, g), k.acc[s])
-			}
+		p.row = func() {
+			c.s = eightLoad(eightS)
+			ADDQ(eightField(eightScNext), c.at)
+			c.prefetch()
 		}
-		c.advance(visitBytes / group)
+	} else if wide {
+		p.rest = c.restTogether
 	}
-	rest := func(k *eight, own Mem) {
-		left := GP64() // bytes of a row
-		MOVQ(own.Offset(ownEnd), left)
-		SUBQ(k.x, left)
-		SHRQ(Imm(1), left)
-		for s := range k.w {
-			eightRest(k, c, s, left)
-		}
-		ADDQ(left, k.at)
-	}
-	eightKernel(name, 2*visitBytes, c.begin, visit, rest, eightSums)
+	eightKernel(name, p)
 }
 
-// eightRest does what is left of stream s's row, less than 256 values, a block at a time.
-func eightRest(k *eight, c *eightScales, s int, left Register) {
+// eightBlocks is what the kernels of int8 have beside the others' registers.
+type eightBlocks struct {
+	group int      // values of a block
+	s     Register // the vector's next scale
+	at    Register // bytes from the beginnings of the rows' scales
+}
+
+// prefetch asks for the scales of the rows that come after those of this call.
+func (c *eightBlocks) prefetch() {
+	row := eightLoad(eightScRow)
+	for s := range 8 {
+		next := eightField(eightAhead + 8*s)
+		at := GP64()
+		MOVQ(next, at)
+		ADDQ(row, next)
+		for i := range 256 / c.group {
+			PREFETCHT1(Mem{Base: at, Disp: 64 * i})
+		}
+	}
+}
+
+func (c *eightBlocks) visit(k *eight, own Mem) {
+	n := 2 * lanes() // values of a vector of weights
+	x := make([]Op, visitBytes/n)
+	for i := range x {
+		x[i] = Mem{Base: k.x, Disp: 2 * n * i}
+		if wide {
+			v := vec()
+			move(x[i], v)
+			x[i] = v
+		}
+	}
+	for s := range k.w {
+		scales := c.scales(s, own)
+		for g := range visitBytes / c.group {
+			sum := vec()
+			for i := g * c.group / n; i < (g+1)*c.group/n; i++ {
+				w := vec()
+				VPMOVSXBW(k.value(s, n*i), w)
+				k.touch(s, n*i+16)
+				if i == g*c.group/n {
+					VPMADDWD(x[i], w, sum)
+				} else {
+					dotProductAdd(sum, w, x[i], w)
+				}
+			}
+			scaleAdd(sum, scales.Offset(4*g), k.acc[s])
+		}
+	}
+	ADDQ(Imm(uint64(4*visitBytes/c.group)), c.s)
+	if c.group != 256 {
+		ADDQ(Imm(uint64(2*visitBytes/c.group)), c.at)
+	}
+}
+
+// scales is where the scales of a visit of stream s are: the vector's, or their products with the row's.
+func (c *eightBlocks) scales(s int, own Mem) Mem {
+	if c.group == 256 {
+		return Mem{Base: c.s}
+	}
+	from := Mem{Base: eightLoad(eightSc + 8*s), Index: c.at, Scale: 1}
+	v, half := XMM(), XMM()
+	if c.group == 64 {
+		VMOVQ(from, half)
+	} else {
+		VMOVD(from, half)
+	}
+	VCVTPH2PS(half, v)
+	VMULPS(Mem{Base: c.s}, v, v)
+	VMOVUPS(v, own.Offset(ownScales))
+	return own.Offset(ownScales)
+}
+
+// restTogether does what is left of the rows, less than a block, of all streams at a time.
+func (c *eightBlocks) restTogether(k *eight, own Mem) {
+	sums, x := vecs(8), vec()
+	zero(sums...)
+	restByStreams(32, 64, func(k *eight) {
+		move(Mem{Base: k.x}, x)
+		for s := range k.w {
+			w := vec()
+			VPMOVSXBW(k.value(s, 0), w)
+			dotProductAdd(sums[s], w, x, w)
+		}
+	})(k, own)
+	for s, sum := range sums {
+		scaleAdd(sum, Mem{Base: c.s}, k.acc[s])
+	}
+}
+
+// rest does what is left of the rows, less than 256 values, stream by stream and block by block.
+func (c *eightBlocks) rest(k *eight, own Mem) {
+	left, blocks := GP64(), GP64() // bytes of a row, and of its blocks' scales
+	MOVQ(own.Offset(ownEnd), left)
+	SUBQ(k.x, left)
+	SHRQ(Imm(1), left)
+	for s := range k.w {
+		c.restOf(k, own, s, left, blocks)
+	}
+	ADDQ(left, k.at)
+	if c.group != 256 {
+		ADDQ(blocks, c.at)
+	}
+}
+
+func (c *eightBlocks) restOf(k *eight, own Mem, s int, left, blocks Register) {
 	label := func(name string) string { return fmt.Sprint(name, s) }
-	w, sc, at := eightLoad(eightW+8*s), GP64(), GP64()
+	w, at := eightLoad(eightW+8*s), GP64()
 	ADDQ(k.at, w)
-	LEAQ(c.of(s, 0), sc)
 	XORQ(at, at)
+	XORQ(blocks, blocks)
 	sum := vec()
 	Label(label("block"))
 	zero(sum)
@@ -306,23 +357,67 @@ func eightRest(k *eight, c *eightScales, s int, left Register) {
 		dotProductAdd(sum, v, Mem{Base: k.x, Index: at, Scale: 2, Disp: 4 * lanes() * i}, v)
 	}
 	ADDQ(Imm(32), at)
-	if c.group > 32 {
-		CMPQ(at, left)
-		JAE(LabelRef(label("scale")))
-		if c.group < 256 {
-			TESTQ(U32(c.group-1), at)
-		}
-		if c.group == 256 {
-			JMP(LabelRef(label("few")))
-		} else {
-			JNZ(LabelRef(label("few")))
-		}
+	CMPQ(at, left)
+	JAE(LabelRef(label("scale")))
+	if c.group == 256 {
+		JMP(LabelRef(label("few")))
+	} else {
+		TESTQ(U32(c.group-1), at)
+		JNZ(LabelRef(label("few")))
 	}
 	Label(label("scale"))
-	scaleAdd(sum, Mem{Base: sc}, k.acc[s])
-	ADDQ(Imm(4), sc)
+	scale := Mem{Base: c.s}
+	if c.group != 256 {
+		row, f := eightLoad(eightSc+8*s), XMM()
+		ADDQ(c.at, row)
+		half := GP32()
+		MOVWLZX(Mem{Base: row, Index: blocks, Scale: 1}, half)
+		VMOVD(half, f)
+		VCVTPH2PS(f, f)
+		VMULSS(Mem{Base: c.s, Index: blocks, Scale: 2}, f, f)
+		scale = own.Offset(ownScales)
+		VMOVSS(f, scale)
+	}
+	scaleAdd(sum, scale, k.acc[s])
+	ADDQ(Imm(2), blocks)
 	CMPQ(at, left)
 	JB(LabelRef(label("block")))
+}
+
+// eightGather makes the copy of rows of scales, eight streams of n bytes, 32 or more, a row, in the order in which they are needed.
+func eightGather() {
+	function("eightGather", "func(dst *byte, src *[8]*byte, n, rows int)")
+	p := params("dst", "src", "n", "rows")
+	dst, src, n, rows := p[0], p[1], p[2], p[3]
+	next, streams := GP64(), GP64()
+	MOVQ(n, next)
+	SHLQ(Imm(3), next)
+	MOVQ(U32(8), streams)
+	Label("stream")
+	from, to, left := GP64(), GP64(), GP64()
+	MOVQ(Mem{Base: src}, from)
+	MOVQ(dst, to)
+	MOVQ(rows, left)
+	Label("row")
+	at, y := GP64(), YMM()
+	XORQ(at, at)
+	Label("copy")
+	ADDQ(Imm(32), at)
+	CMPQ(at, n)
+	CMOVQHI(n, at) // the last 32 bytes overlap others
+	VMOVDQU(Mem{Base: from, Index: at, Scale: 1, Disp: -32}, y)
+	VMOVDQU(y, Mem{Base: to, Index: at, Scale: 1, Disp: -32})
+	CMPQ(at, n)
+	JB(LabelRef("copy"))
+	ADDQ(n, from)
+	ADDQ(next, to)
+	DECQ(left)
+	JNZ(LabelRef("row"))
+	ADDQ(Imm(8), src)
+	ADDQ(n, dst)
+	DECQ(streams)
+	JNZ(LabelRef("stream"))
+	end()
 }
 
 // scaleAdd adds sum, integers, times the scale in memory to acc. sum is overwritten.
