@@ -58,7 +58,7 @@ func (p *Path) mulEight(kernel func(*eightArgs), m *Matrix, dst []float32, a *Ac
 		s.y = growAligned(s.y, r1-r0)
 		out = s.y
 	}
-	s.run = eightRun{m: m}
+	s.run.m = m
 	p.runEight(kernel, out, r0, s)
 	if !add && !perRow {
 		return
