@@ -23,7 +23,7 @@ func open(t testing.TB, name, recipe string) *format.File {
 	return converted.Folder(t, filepath.Join(fixtures, name), recipe)
 }
 
-func engine(t testing.TB, f *format.File, o cpu.Options) *cpu.Engine {
+func engine(t testing.TB, f cpu.Weights, o cpu.Options) *cpu.Engine {
 	t.Helper()
 	e, err := cpu.Open(f, o)
 	if err != nil {

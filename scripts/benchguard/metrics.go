@@ -166,9 +166,12 @@ func prompt(e string) func(int) (func(int), func(int)) {
 		const n = 128
 		p := newProduct(e, 4096, 1<<20, 1<<20, n)
 		operations := 2 * p.rows * p.m.Cols * n
-		peak := simd.PeakInt
-		if k := p.m.Enc.Kind; k != format.Int8 && k != format.Int4 {
-			peak = simd.PeakFloat
+		peak := simd.PeakFloat
+		switch p.m.Enc.Kind {
+		case format.Int8:
+			peak = simd.PeakWords
+		case format.Int4:
+			peak = simd.PeakBytes
 		}
 		return p.run, func(int) { peak(operations) }
 	}

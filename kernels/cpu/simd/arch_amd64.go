@@ -24,19 +24,22 @@ func avx2Path() *Path {
 	p := &Path{
 		name:          "avx2",
 		eights:        eightsAVX2,
-		quantize:      quantizeAVX2,
-		permute:       permuteInPlaceAVX2,
+		words:         rounder[int16]{wordMax, maxAbsBlocks, roundWords},
+		bytes:         rounder[int8]{byteMax, maxAbsBlocks, roundBytes},
+		permute:       permuteInPlace,
 		scales:        scalesAVX2,
 		scalesOffsets: scalesOffsetsAVX2,
 		scaleLanes:    8,
 		tileRows:      16,
 		floatTiles:    []tileKernel{{6, floatTilex6AVX2}, {4, floatTilex4AVX2}, {2, floatTilex2AVX2}, {1, floatTilex1AVX2}},
 		exactTiles:    []tileKernel{{2, exactTilex2AVX2}, {1, exactTilex1AVX2}},
-		intTiles:      []tileKernel{{6, intTilex6AVX2}, {4, intTilex4AVX2}, {2, intTilex2AVX2}, {1, intTilex1AVX2}},
+		wordTiles:     []tileKernel{{6, wordTilex6AVX2}, {4, wordTilex4AVX2}, {2, wordTilex2AVX2}, {1, wordTilex1AVX2}},
+		byteTiles:     []tileKernel{{6, byteTilex6AVX2}, {4, byteTilex4AVX2}, {2, byteTilex2AVX2}, {1, byteTilex1AVX2}},
 		transpose:     transposeAVX2,
 		streamRead:    streamReadBlocks,
 		peakFloat:     func(n int) { peakFloatAVX2(peakRounds(n, 8)) },
-		peakInt:       func(n int) { peakIntAVX2(peakRounds(n, 16)) },
+		peakWords:     func(n int) { peakWordsAVX2(peakRounds(n, 16)) },
+		peakBytes:     func(n int) { peakBytesAVX2(peakRounds(n, 32)) },
 		vectorOps:     avx2VectorOps,
 	}
 	p.dots[format.FP32] = []dotKernel{{n: 2, run: dotF32x2AVX2}, {n: 1, run: dotF32x1AVX2}}
@@ -61,15 +64,17 @@ func avx512Path() *Path {
 	p.tileRows = 32
 	p.floatTiles = []tileKernel{{12, floatTilex12AVX512}, {8, floatTilex8AVX512}, {4, floatTilex4AVX512}, {2, floatTilex2AVX512}, {1, floatTilex1AVX512}}
 	p.exactTiles = []tileKernel{{6, exactTilex6AVX512}, {3, exactTilex3AVX512}, {1, exactTilex1AVX512}}
-	p.intTiles = []tileKernel{{12, intTilex12AVX512}, {8, intTilex8AVX512}, {4, intTilex4AVX512}, {2, intTilex2AVX512}, {1, intTilex1AVX512}}
+	p.wordTiles = []tileKernel{{12, wordTilex12AVX512}, {8, wordTilex8AVX512}, {4, wordTilex4AVX512}, {2, wordTilex2AVX512}, {1, wordTilex1AVX512}}
+	p.byteTiles = []tileKernel{{12, byteTilex12AVX512}, {8, byteTilex8AVX512}, {4, byteTilex4AVX512}, {2, byteTilex2AVX512}, {1, byteTilex1AVX512}}
 	p.step = stepAVX512
 	p.peakFloat = func(n int) { peakFloatAVX512(peakRounds(n, 16)) }
-	p.peakInt = func(n int) { peakIntAVX512(peakRounds(n, 32)) }
+	p.peakWords = func(n int) { peakWordsAVX512(peakRounds(n, 32)) }
+	p.peakBytes = func(n int) { peakBytesAVX512(peakRounds(n, 64)) }
 	p.dots[format.FP32] = []dotKernel{{n: 2, run: dotF32x2AVX512}, {n: 1, run: dotF32x1AVX512}}
 	p.dots[format.FP16] = []dotKernel{{n: 4, run: dotF16x4AVX512}, {n: 2, run: dotF16x2AVX512}, {n: 1, run: dotF16x1AVX512}}
 	p.dots[format.BF16] = []dotKernel{{n: 4, run: dotBF16x4AVX512}, {n: 2, run: dotBF16x2AVX512}, {n: 1, run: dotBF16x1AVX512}}
 	p.dots[format.Int8] = []dotKernel{{n: 2, run: dotI8x2AVX512}, {n: 1, run: dotI8x1AVX512}}
-	p.dots[format.Int4] = []dotKernel{{n: 4, run: dotI4x4AVX512, paired: true}, {n: 2, run: dotI4x2AVX512}, {n: 1, run: dotI4x1AVX512}}
+	p.dots[format.Int4] = []dotKernel{{n: 4, run: dotI4x4AVX512, paired: true}, {n: 2, run: dotI4x2AVX512}, {n: 1, run: dotI4Scaledx1AVX512, scaled: true}}
 	return p
 }
 
@@ -106,27 +111,33 @@ func eightsAVX512(e format.Encoding) func(*eightArgs) {
 	return nil
 }
 
-// quantizeAVX2 is genericQuantize.
-func quantizeAVX2(row []int16, scales, sums, x []float32, block int) {
-	whole := len(x) / block
-	for b := range whole {
-		in, out := &x[b*block], row[b*block:(b+1)*block]
-		scale, inverse := blockScale(maxAbsAVX2(in, block))
-		scales[b] = scale
-		if inverse != 0 {
-			sums[b] = float32(roundAVX2(&out[0], in, block, inverse))
-		} else {
-			sums[b] = fillBlock(out, scale)
-		}
+// The functions that round take multiples of 32 values; blocks that are not are a vector's last.
+
+func maxAbsBlocks(x []float32) uint32 {
+	if len(x)%32 != 0 {
+		return genericMaxAbs(x)
 	}
-	genericQuantize(row[whole*block:], scales[whole:], sums[whole:], x[whole*block:], block)
+	return maxAbsAVX2(&x[0], len(x))
 }
 
-func permuteInPlaceAVX2(row []int16) {
-	var tmp [128]int16
-	for ; len(row) >= 128; row = row[128:] {
-		copy(tmp[:], row)
-		permuteAVX2(&row[0], &tmp[0], 128)
+func roundWords(out []int16, x []float32, factor float32) int32 {
+	if len(x)%32 != 0 {
+		return genericRound(out, x, factor)
+	}
+	return roundWordsAVX2(&out[0], &x[0], len(x), factor)
+}
+
+func roundBytes(out []int8, x []float32, factor float32) int32 {
+	if len(x)%32 != 0 {
+		return genericRound(out, x, factor)
+	}
+	return roundBytesAVX2(&out[0], &x[0], len(x), factor)
+}
+
+// permuteInPlace is genericPermute.
+func permuteInPlace(row []int8) {
+	if n := len(row) &^ 127; n > 0 {
+		permuteAVX2(&row[0], n)
 	}
 }
 

@@ -53,25 +53,37 @@ func eightI8AVX2(a *eightArgs)
 func floatTilex6AVX2(a *tileArgs)
 
 //go:noescape
-func intTilex6AVX2(a *tileArgs)
+func wordTilex6AVX2(a *tileArgs)
+
+//go:noescape
+func byteTilex6AVX2(a *tileArgs)
 
 //go:noescape
 func floatTilex4AVX2(a *tileArgs)
 
 //go:noescape
-func intTilex4AVX2(a *tileArgs)
+func wordTilex4AVX2(a *tileArgs)
+
+//go:noescape
+func byteTilex4AVX2(a *tileArgs)
 
 //go:noescape
 func floatTilex2AVX2(a *tileArgs)
 
 //go:noescape
-func intTilex2AVX2(a *tileArgs)
+func wordTilex2AVX2(a *tileArgs)
+
+//go:noescape
+func byteTilex2AVX2(a *tileArgs)
 
 //go:noescape
 func floatTilex1AVX2(a *tileArgs)
 
 //go:noescape
-func intTilex1AVX2(a *tileArgs)
+func wordTilex1AVX2(a *tileArgs)
+
+//go:noescape
+func byteTilex1AVX2(a *tileArgs)
 
 //go:noescape
 func exactTilex2AVX2(a *tileArgs)
@@ -98,10 +110,13 @@ func transposeAVX2(dst *byte, src *byte, ld uintptr, n int, rows int)
 func maxAbsAVX2(x *float32, n int) uint32
 
 //go:noescape
-func roundAVX2(dst *int16, x *float32, n int, factor float32) int32
+func roundWordsAVX2(dst *int16, x *float32, n int, factor float32) int32
 
 //go:noescape
-func permuteAVX2(dst *int16, src *int16, n int)
+func roundBytesAVX2(dst *int8, x *float32, n int, factor float32) int32
+
+//go:noescape
+func permuteAVX2(row *int8, n int)
 
 //go:noescape
 func dotAVX2(x *float32, y *float32, n int) float32
@@ -152,4 +167,7 @@ func streamReadAVX2(b *byte, n int) uint64
 func peakFloatAVX2(rounds int)
 
 //go:noescape
-func peakIntAVX2(rounds int)
+func peakWordsAVX2(rounds int)
+
+//go:noescape
+func peakBytesAVX2(rounds int)

@@ -23,7 +23,7 @@ func dotBF16x1AVX512(a *dotArgs)
 func dotI8x1AVX512(a *dotArgs)
 
 //go:noescape
-func dotI4x1AVX512(a *dotArgs)
+func dotI4Scaledx1AVX512(a *dotArgs)
 
 //go:noescape
 func dotF32x2AVX512(a *dotArgs)
@@ -74,31 +74,46 @@ func eightGatherAVX512(dst *byte, src *[8]*byte, n int, rows int)
 func floatTilex12AVX512(a *tileArgs)
 
 //go:noescape
-func intTilex12AVX512(a *tileArgs)
+func wordTilex12AVX512(a *tileArgs)
+
+//go:noescape
+func byteTilex12AVX512(a *tileArgs)
 
 //go:noescape
 func floatTilex8AVX512(a *tileArgs)
 
 //go:noescape
-func intTilex8AVX512(a *tileArgs)
+func wordTilex8AVX512(a *tileArgs)
+
+//go:noescape
+func byteTilex8AVX512(a *tileArgs)
 
 //go:noescape
 func floatTilex4AVX512(a *tileArgs)
 
 //go:noescape
-func intTilex4AVX512(a *tileArgs)
+func wordTilex4AVX512(a *tileArgs)
+
+//go:noescape
+func byteTilex4AVX512(a *tileArgs)
 
 //go:noescape
 func floatTilex2AVX512(a *tileArgs)
 
 //go:noescape
-func intTilex2AVX512(a *tileArgs)
+func wordTilex2AVX512(a *tileArgs)
+
+//go:noescape
+func byteTilex2AVX512(a *tileArgs)
 
 //go:noescape
 func floatTilex1AVX512(a *tileArgs)
 
 //go:noescape
-func intTilex1AVX512(a *tileArgs)
+func wordTilex1AVX512(a *tileArgs)
+
+//go:noescape
+func byteTilex1AVX512(a *tileArgs)
 
 //go:noescape
 func exactTilex6AVX512(a *tileArgs)
@@ -119,4 +134,7 @@ func step1AVX512(c *float32, ld uintptr, v *float32, h *float32, n int, coef *[9
 func peakFloatAVX512(rounds int)
 
 //go:noescape
-func peakIntAVX512(rounds int)
+func peakWordsAVX512(rounds int)
+
+//go:noescape
+func peakBytesAVX512(rounds int)

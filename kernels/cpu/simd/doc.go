@@ -14,10 +14,15 @@
 //	a.SetRow(i, x)                             // for each of the n vectors, by any worker
 //	m.Mul(dst, ldd, &a, r0, r1, &scratch)      // rows r0 to r1, by any worker
 //
-// Preparing: for fp32, fp16 and bf16 the vectors are kept in float32. For int8 and int4 they are quantized to int16, by blocks
-// of 32 to 256 values with one float32 scale each (the block's largest magnitude / 32639), so that a product is the sum of
-// integers over a block, which is exact, times scales in float32. The error of an activation is at most a 65278th of its block's
-// largest magnitude. The sums cannot overflow: 127 * 32639 * 256 < 2^31.
+// Preparing: for fp32, fp16 and bf16 the vectors are kept in float32. For int8 and int4 they are quantized to integers, by blocks
+// with one float32 scale each, so that a product is the sum of integers over a block, which is exact, times scales in float32.
+//
+//   - int8: 16 bits, blocks of the encoding's group or of 256 values, scale the block's largest magnitude / 32639. The error of an
+//     activation is at most a 65278th of its block's largest magnitude. The sums cannot overflow: 127 * 32639 * 256 < 2^31.
+//   - int4: 8 bits, blocks of the group, scale the largest magnitude / 127. The error is at most a 254th of the largest magnitude,
+//     a sixteenth of what rounding to nibbles does to the largest weights' group. Nibbles are multiplied as they are, 0 to 15, and what symmetric ones
+//     have too much, 8 times the sum of a block, is taken off. Without VNNI sums of two to eight pairs of products are in 16
+//     bits: 8 * 2 * 15 * 127 = 30480 < 2^15.
 //
 // Order of sums: up to SmallBatch vectors (16 or 32) take the way of dot products, which reads each weight from memory once; more take the
 // way of packed tiles. Within one way and one path, a result depends on its row and its vector alone, bit for bit: not on r0 and

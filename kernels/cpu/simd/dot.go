@@ -60,7 +60,7 @@ const (
 	// rowsRun is how many rows of each stream a kernel takes in one call at most; scaleBytes, about how large their scales may be,
 	// which are made before: they, the vector and what is on its way share the first-level cache.
 	rowsRun    = 16
-	scaleBytes = 8 << 10
+	scaleBytes = 32 << 10
 	// cachedBytes is about how large rows may be that several calls share.
 	cachedBytes = 64 << 10
 )
@@ -117,7 +117,7 @@ func (p *Path) rowsAtOnce(m *Matrix, a *Acts) int {
 	if a.n > ks[0].n {
 		run, together = min(run, cachedBytes/(4*m.rowBytes())), ks[0].n
 	}
-	if m.Enc.Group != 0 {
+	if m.Enc.Group != 0 && !p.dotKernel(m.Enc.Kind, together).scaled {
 		run = min(run, scaleBytes/(4*4*a.lds*together))
 		if !p.wholeScales(m.Enc.Groups(m.Cols)) {
 			run = 1
@@ -153,7 +153,7 @@ func (p *Path) runDots(o *dotRows, s *Scratch) {
 				}
 			}
 		}
-		p.setDot(o, s, i, k.n)
+		p.setDot(o, s, i, k)
 		k.run(d)
 		s.store(o, i, k.n)
 		i += k.n
@@ -173,18 +173,27 @@ func (p *Path) dotKernel(kind format.Kind, n int) *dotKernel {
 }
 
 // setDot points the kernel to vectors [i, i+n) and to the results, and makes the rows' scales.
-func (p *Path) setDot(o *dotRows, s *Scratch, i, n int) {
-	m, a, d := o.m, o.acts, &s.dot
+func (p *Path) setDot(o *dotRows, s *Scratch, i int, k *dotKernel) {
+	m, a, d, n := o.m, o.acts, &s.dot, k.n
 	s.y = growAligned(s.y, 4*o.rows*n)
 	d.rows, d.results, d.ldr = uintptr(o.rows), unsafe.Pointer(&s.y[0]), uintptr(4*4*o.rows)
 	if !m.quantized() {
 		d.x, d.ldx = unsafe.Pointer(&a.f[i*a.ldf]), uintptr(4*a.ldf)
 		return
 	}
-	d.x, d.ldx = unsafe.Pointer(&a.q[i*a.ldq]), uintptr(2*a.ldq)
+	if m.Enc.Kind == format.Int8 {
+		d.x, d.ldx = unsafe.Pointer(&a.words[i*a.ldq]), uintptr(2*a.ldq)
+	} else {
+		d.x, d.ldx = unsafe.Pointer(&a.bytes[i*a.ldq]), uintptr(a.ldq)
+	}
 	d.ldsc = uintptr(4 * a.lds)
 	if m.Enc.Group == 0 {
 		d.scNext, d.sc = 0, unsafe.Pointer(&s.sc[4*i*a.lds])
+		return
+	}
+	if k.scaled {
+		s.setRows(o, i)
+		d.scales = &s.scale
 		return
 	}
 	d.scNext = uintptr(4 * 4 * n * a.lds)
@@ -213,18 +222,10 @@ func (p *Path) shareScales(m *Matrix, a *Acts, s *Scratch) {
 // setScales makes the scales of the rows for vector i, at a distance of n vectors' scales, and their totals.
 func (p *Path) setScales(o *dotRows, s *Scratch, i int, out []float32, n int, totals []float32) {
 	m, a, c := o.m, o.acts, &s.scale
-	groups := m.Enc.Groups(m.Cols)
-	c.n, c.ld, c.rows, c.next = uintptr(groups), uintptr(4*n*a.lds), uintptr(o.rows), uintptr(2*groups)
+	s.setRows(o, i)
+	c.ld, c.rows = uintptr(4*n*a.lds), uintptr(o.rows)
 	c.out, c.totals = unsafe.Pointer(&out[0]), unsafe.Pointer(&totals[0])
-	c.s, c.sums = unsafe.Pointer(&a.s[i*a.lds]), unsafe.Pointer(&a.sums[i*a.lds])
-	for j := range c.scales {
-		at := 2 * o.first[j] * groups
-		c.scales[j] = unsafe.Pointer(&m.Scales[at])
-		if m.Enc.Asymmetric {
-			c.offsets[j] = unsafe.Pointer(&m.Mins[at])
-		}
-	}
-	if !p.wholeScales(groups) {
+	if !p.wholeScales(int(c.n)) {
 		c.setTails(0, &c.scales, p.scaleLanes)
 		if m.Enc.Asymmetric {
 			c.setTails(1, &c.offsets, p.scaleLanes)
@@ -234,6 +235,22 @@ func (p *Path) setScales(o *dotRows, s *Scratch, i int, out []float32, n int, to
 		p.scalesOffsets(c)
 	} else {
 		p.scales(c)
+	}
+}
+
+// setRows points to the scales and offsets of the rows and of vector i.
+func (s *Scratch) setRows(o *dotRows, i int) {
+	m, a, c := o.m, o.acts, &s.scale
+	groups := m.Enc.Groups(m.Cols)
+	c.n, c.next = uintptr(groups), uintptr(2*groups)
+	c.s, c.sums = unsafe.Pointer(&a.s[i*a.lds]), unsafe.Pointer(&a.sums[i*a.lds])
+	for j := range c.scales {
+		at := 2 * o.first[j] * groups
+		c.scales[j] = unsafe.Pointer(&m.Scales[at])
+		c.offsets[j] = c.scales[j]
+		if m.Enc.Asymmetric {
+			c.offsets[j] = unsafe.Pointer(&m.Mins[at])
+		}
 	}
 }
 

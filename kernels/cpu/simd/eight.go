@@ -48,7 +48,7 @@ func (p *Path) mulEight(kernel func(*eightArgs), m *Matrix, dst []float32, a *Ac
 	size := uintptr(4)
 	e.x = unsafe.Pointer(unsafe.SliceData(a.f))
 	if m.quantized() {
-		size, e.x, e.s = 2, unsafe.Pointer(unsafe.SliceData(a.q)), unsafe.Pointer(unsafe.SliceData(a.s))
+		size, e.x, e.s = 2, unsafe.Pointer(unsafe.SliceData(a.words)), unsafe.Pointer(unsafe.SliceData(a.s))
 	}
 	e.all = size * uintptr(n)
 	e.whole = size * uintptr(n-n%(visitBytes*n/m.rowBytes()))

@@ -92,7 +92,7 @@ func genericDotI8(a *dotArgs) {
 
 // genericDotI4 begins with what is in the results: the sums of the offsets.
 func genericDotI4(a *dotArgs) {
-	x := unsafe.Slice((*int8)(a.x), (a.n+127)/128*256)
+	x := unsafe.Slice((*int8)(a.x), (a.n+127)/128*128)
 	blocks := int(a.n) / 32
 	per := int(a.block) / 32
 	a.eachRow(16*blocks, func(p, scales unsafe.Pointer, result *float32) {
@@ -101,7 +101,7 @@ func genericDotI4(a *dotArgs) {
 		for g, scale := range unsafe.Slice((*float32)(scales), (blocks+per-1)/per) {
 			var s int32
 			for b := g * per; b < min((g+1)*per, blocks); b++ {
-				s += genericBlockI4(w[16*b:], x[b/4*256+b%4*16:])
+				s += genericBlockI4(w[16*b:], x[b/4*128+b%4*16:])
 			}
 			sum += scale * float32(s)
 		}
@@ -111,15 +111,12 @@ func genericDotI4(a *dotArgs) {
 
 // genericBlockI4 is the dot product of a block of 32 nibbles with x, in the order of genericPermute.
 func genericBlockI4(w []byte, x []int8) int32 {
-	w = w[:16]
-	x0, x1, x2, x3 := x[:16], x[64:80], x[128:144], x[192:208]
-	var upper, lower int32
+	w, x0, x1 := w[:16], x[:16], x[64:80]
+	var sum int32
 	for t, b := range w {
-		low, high := int32(b&15), int32(b>>4)
-		upper += low*int32(x0[t]) + high*int32(x1[t])
-		lower += low*int32(x2[t]) + high*int32(x3[t])
+		sum += int32(b&15)*int32(x0[t]) + int32(b>>4)*int32(x1[t])
 	}
-	return upper<<8 + lower
+	return sum
 }
 
 // genericScales is the scales operation with the scales as offsets: see scaleArgs.
@@ -142,78 +139,5 @@ func genericScale(a *scaleArgs, offsets *[4]unsafe.Pointer) {
 			total += sums[g] * half(binary.LittleEndian.Uint16(offset[2*g:]))
 		}
 		totals[i] = total
-	}
-}
-
-// tinyBlock is the magnitude below which a block of activations is taken for zero: the inverse of its scale would overflow.
-const tinyBlock = 1e-30
-
-// blockScale gives a block's scale and what its values are multiplied by, from the bits of its largest magnitude. Where that is
-// 0, the block is all zero or, the scale being NaN, has a value that is not finite: see fillBlock.
-func blockScale(top uint32) (scale, inverse float32) {
-	m := math.Float32frombits(top)
-	switch {
-	case top >= 0xff<<23: // infinity or NaN
-		return float32(math.NaN()), 0
-	case m < tinyBlock:
-		return 0, 0
-	}
-	return m * (1. / actMax), actMax / m
-}
-
-// fillBlock fills a block that is not rounded and returns the sum of its values.
-func fillBlock(out []int16, scale float32) float32 {
-	value := int16(0)
-	if scale != 0 { // NaN makes all products NaN, whatever the values
-		value = 1
-	}
-	for i := range out {
-		out[i] = value
-	}
-	return float32(int(value) * len(out))
-}
-
-// genericQuantize rounds x, by blocks, to multiples of scales[b] = max|x| / actMax, ties to even, puts the sum of a block's
-// integers to sums[b], exact for blocks up to 256, and fills what is left of row, scales and sums with zeros.
-func genericQuantize(row []int16, scales, sums, x []float32, block int) {
-	clear(row[len(x):])
-	blocks := (len(x) + block - 1) / block
-	clear(scales[blocks:])
-	clear(sums[blocks:])
-	for b := range blocks {
-		xs := x[b*block : min((b+1)*block, len(x))]
-		out := row[b*block:][:len(xs)]
-		top := uint32(0)
-		for _, v := range xs {
-			top = max(top, math.Float32bits(v)&0x7fffffff)
-		}
-		var inverse float32
-		scales[b], inverse = blockScale(top)
-		if inverse == 0 {
-			sums[b] = fillBlock(out, scales[b])
-			continue
-		}
-		sum := int32(0)
-		for i, v := range xs {
-			// Adding 1.5*2^23 leaves the rounded value in the low bits. The conversion forbids fusing.
-			out[i] = int16(math.Float32bits(float32(v*inverse) + 0x1.8p23))
-			sum += int32(out[i])
-		}
-		sums[b] = float32(sum)
-	}
-}
-
-// genericPermute takes each 128 values of int4 activations apart into signed bytes, 256*upper + lower, in the order in which 64
-// bytes of nibbles take them: the upper bytes of what low nibbles are multiplied with, values 0 to 15 of each block of 32, then
-// those of high nibbles, values 16 to 31; then the lower bytes of both.
-func genericPermute(row []int16) {
-	var tmp [128]int16
-	for ; len(row) >= len(tmp); row = row[len(tmp):] {
-		copy(tmp[:], row)
-		to := (*[256]int8)(unsafe.Pointer(&row[0]))
-		for i, v := range tmp {
-			at := i%32/16*64 + i/32*16 + i%16
-			to[at], to[128+at] = int8((int32(v)+128)>>8), int8(v)
-		}
 	}
 }

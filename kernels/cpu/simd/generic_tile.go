@@ -50,7 +50,7 @@ func genericFloatTile2(a *tileArgs) {
 	}
 }
 
-func genericIntTile1(a *tileArgs) {
+func genericWordTile1(a *tileArgs) {
 	pairs := int(a.k) / 2
 	c := (*[genericRows]float32)(a.c)
 	for b := range int(a.blocks) {
@@ -71,6 +71,27 @@ func genericIntTile1(a *tileArgs) {
 		c[1] += float32(s1) * ws[1] * scale
 		c[2] += float32(s2) * ws[2] * scale
 		c[3] += float32(s3) * ws[3] * scale
+	}
+}
+
+func genericByteTile1(a *tileArgs) {
+	k := int(a.k)
+	c := (*[genericRows]float32)(a.c)
+	for b := range int(a.blocks) {
+		w := unsafe.Slice((*byte)(unsafe.Add(a.w, b*k*genericRows)), genericRows*k)
+		x := unsafe.Slice((*int8)(unsafe.Add(a.x, b*k)), k)
+		ws := (*[genericRows]float32)(unsafe.Add(a.ws, b*4*genericRows))
+		scale, start := *(*float32)(unsafe.Add(a.s, 4*b)), *(*int32)(unsafe.Add(a.starts, 4*b))
+		sums := [genericRows]int32{start, start, start, start}
+		for ; len(x) >= 4 && len(w) >= 4*genericRows; x, w = x[4:], w[4*genericRows:] {
+			for r := range sums {
+				u := w[4*r : 4*r+4]
+				sums[r] += int32(x[0])*int32(u[0]) + int32(x[1])*int32(u[1]) + int32(x[2])*int32(u[2]) + int32(x[3])*int32(u[3])
+			}
+		}
+		for r, s := range sums {
+			c[r] += float32(s) * (ws[r] * scale)
+		}
 	}
 }
 
@@ -113,13 +134,12 @@ func genericWidenI8(dst, src *byte, n int) {
 	}
 }
 
-// genericWidenI4 gives nibbles less 8.
+// genericWidenI4 gives nibbles as bytes.
 func genericWidenI4(dst, src *byte, n int) {
-	d, s := unsafe.Slice((*int16)(unsafe.Pointer(dst)), n), unsafe.Slice(src, n/2)
+	d, s := unsafe.Slice(dst, n), unsafe.Slice(src, n/2)
 	for ; len(d) >= 32; d, s = d[32:], s[16:] {
 		for j, b := range s[:16] {
-			d[j] = int16(b&15) - 8
-			d[j+16] = int16(b>>4) - 8
+			d[j], d[j+16] = b&15, b>>4
 		}
 	}
 }

@@ -42,7 +42,7 @@ func TestMulReadsWithin(t *testing.T) {
 	eachPath(t, func(t *testing.T, p *Path) {
 		r := rand.New(rand.NewPCG(20, 1))
 		for _, e := range encodings {
-			for _, shape := range [][2]int{{1, 32}, {3, 96}, {5, 160}, {6, 300}, {33, 64}} {
+			for _, shape := range [][2]int{{1, 32}, {3, 96}, {5, 160}, {6, 300}, {33, 64}, {5, 1088}} {
 				m := randomMatrix(r, mustEncoding(e), shape[0], shape[1])
 				x := randomVector(r, 20*m.Cols)
 				for _, n := range []int{1, 2, 5, 20} {

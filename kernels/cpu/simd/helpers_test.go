@@ -127,7 +127,11 @@ func quantized(enc format.Encoding, x []float32) []float32 {
 	genericPath().SetRow(&a, 0, x)
 	y := make([]float32, len(x))
 	for i := range y {
-		y[i] = float32(a.q[i]) * a.s[i/a.block]
+		if y[i] = a.s[i/a.block]; enc.Kind == format.Int8 {
+			y[i] *= float32(a.words[i])
+		} else {
+			y[i] *= float32(a.bytes[i])
+		}
 	}
 	return y
 }

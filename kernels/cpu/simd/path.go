@@ -12,33 +12,38 @@ import (
 type Path struct {
 	name string
 
-	dots          [format.Int4 + 1][]dotKernel                            // by kind; descending numbers of vectors, the last takes one
-	eights        func(format.Encoding) func(*eightArgs)                  // kernels of one vector; nil where dots do it
-	gather        func(dst *byte, src *[8]*byte, n, rows int)             // with eights of groups: dst[i][j] = row i of n bytes, 32 or more, of src[j]
-	quantize      func(row []int16, scales, sums, x []float32, block int) // see genericQuantize
-	permute       func(row []int16)                                       // see genericPermute
-	scales        func(a *scaleArgs)                                      // with the scales as offsets
+	dots          [format.Int4 + 1][]dotKernel                // by kind; descending numbers of vectors, the last takes one
+	eights        func(format.Encoding) func(*eightArgs)      // kernels of one vector; nil where dots do it
+	gather        func(dst *byte, src *[8]*byte, n, rows int) // with eights of groups: dst[i][j] = row i of n bytes, 32 or more, of src[j]
+	words         rounder[int16]                              // activations for int8
+	bytes         rounder[int8]                               // for int4
+	permute       func(row []int8)                            // see genericPermute
+	scales        func(a *scaleArgs)                          // with the scales as offsets
 	scalesOffsets func(a *scaleArgs)
 	scaleLanes    int // groups that scales takes at a time; 0 where it takes any number
 
 	tileRows   int // rows of a packed tile, at most maxTileRows
 	floatTiles []tileKernel
-	exactTiles []tileKernel // floatTiles with sums in float64
-	intTiles   []tileKernel
+	exactTiles []tileKernel                                  // floatTiles with sums in float64
+	wordTiles  []tileKernel                                  // int8
+	byteTiles  []tileKernel                                  // int4
 	widen      [format.Int4 + 1]func(dst, src *byte, n int)  // one row of n values, multiple of 32
 	transpose  func(dst, src *byte, ld uintptr, n, rows int) // 32-bit units: dst[u*tileRows+r] = src[r][u]
 
 	streamRead func(b []byte) uint64
 	peakFloat  func(operations int)
-	peakInt    func(operations int)
+	peakWords  func(operations int)
+	peakBytes  func(operations int)
 	vectorOps
 }
 
-// dotKernel multiplies rows of four streams with n vectors, two streams at a time where paired is set.
+// dotKernel multiplies rows of four streams with n vectors, two streams at a time where paired is set. Where scaled is set it makes the
+// rows' scales itself.
 type dotKernel struct {
 	n      int
 	run    func(*dotArgs)
 	paired bool
+	scaled bool
 }
 
 // tileKernel multiplies a packed tile with n vectors.
@@ -51,7 +56,7 @@ type tileKernel struct {
 // fields.
 type dotArgs struct {
 	w       [4]unsafe.Pointer // the streams' first rows of values, n each; the next follow without a gap
-	x       unsafe.Pointer    // the first vector: float32, int16, or int4's bytes
+	x       unsafe.Pointer    // the first vector: float32, int8's words or int4's bytes
 	ldx     uintptr           // bytes between vectors
 	sc      unsafe.Pointer    // integers: float32 scales of the blocks, [row][stream][vector]
 	ldsc    uintptr           // bytes between successive scales of vectors, and of streams' last and first vectors
@@ -70,11 +75,17 @@ type dotArgs struct {
 	low   uint32    // 15 in each byte
 	index [16]int32 // which of the next scales belongs to each 4 bytes of a row's nibbles
 	masks [16]int32 // mask, a word each
+
+	// Of int4's kernels that make the scales themselves, of 16 groups at a time:
+	scales      *scaleArgs
+	span        uintptr // values of so many groups
+	roundGroups uint32  // groups in 128 values
 }
 
 // setInt4 fills what int4 needs of n and block.
 func (d *dotArgs) setInt4() {
 	d.step = 4 * 128 / d.block
+	d.span, d.roundGroups = 16*d.block, uint32(128/d.block)
 	d.low = 0x0f0f0f0f
 	words := int(d.n%128) / 8
 	d.mask = 1<<words - 1
@@ -88,17 +99,18 @@ func (d *dotArgs) setInt4() {
 }
 
 // tileArgs are the arguments of tile kernels: c[i][r] += sum_k w[k][r] x[i][k], for integers block by block, times ws[block][r]
-// and s[i][block]. The assembly knows the offsets of its fields.
+// and s[i][block], for bytes after starts[i][block] was added. The assembly knows the offsets of its fields.
 type tileArgs struct {
-	w      unsafe.Pointer // tile: float32 [k][tileRows], or int16 [k/2][tileRows][2]
-	x      unsafe.Pointer // float32 or int16
+	w      unsafe.Pointer // tile: float32 [k][tileRows], int16 [k/2][tileRows][2], or of nibbles uint8 [k/4][tileRows][4]
+	x      unsafe.Pointer // float32, int16 or int8
 	ldx    uintptr        // bytes between vectors
 	c      unsafe.Pointer // float32 [vector][tileRows]
 	k      uintptr        // values; integers: of a block
 	blocks uintptr        // integers: number of blocks
 	ws     unsafe.Pointer // integers: float32 [block][tileRows]
 	s      unsafe.Pointer // integers: float32 scales of x
-	lds    uintptr        // bytes between the scales of vectors
+	lds    uintptr        // bytes between the scales of vectors, and between their starts
+	starts unsafe.Pointer // bytes: int32
 }
 
 // scaleArgs are the arguments of the scales operation on rows of four streams: out[i][r][g] = scales[r][i][g]*s[g] for row i of

@@ -4,9 +4,13 @@ package simd
 // products of matrices in floats.
 func PeakFloat(operations int) { active.peakFloat(operations) }
 
-// PeakInt makes about the given number of operations on int16 with sums in int32, in registers: the yardstick of products of
-// matrices in int8 and int4.
-func PeakInt(operations int) { active.peakInt(operations) }
+// PeakWords makes about the given number of operations on int16 with sums in int32, in registers: the yardstick of products of
+// matrices in int8.
+func PeakWords(operations int) { active.peakWords(operations) }
+
+// PeakBytes makes about the given number of operations on bytes with sums in int32, in registers: the yardstick of products of
+// matrices in int4.
+func PeakBytes(operations int) { active.peakBytes(operations) }
 
 // peakChains is how many independent sums the loops of the assembly have.
 const peakChains = 10

@@ -7,8 +7,8 @@ import (
 	"xlstm/format"
 )
 
-// The way of packed tiles, for prompts. A tile is tileRows rows of weights by depth values, widened to float32 (or int16) and
-// transposed, so that a vector register holds one value (or a pair) of many rows; the kernel multiplies it with values of
+// The way of packed tiles, for prompts. A tile is tileRows rows of weights by depth values, widened to float32 (int8 to int16, int4 to
+// bytes) and transposed, so that a vector register holds one value (two, four) of many rows; the kernel multiplies it with values of
 // several vectors, each broadcast, and keeps all sums in registers.
 
 const (
@@ -30,7 +30,7 @@ func (p *Path) mulTiles(m *Matrix, dst []float32, ldd int, a *Acts, r0, r1 int, 
 			if !m.quantized() {
 				p.runFloatTiles(s, m.Enc.Kind == format.FP32, tiles, min(depth, format.PaddedCols(m.Cols)-k), a.f[k:], a.ldf, a.n)
 			} else {
-				p.runIntTiles(s, tiles, a, k)
+				p.runIntTiles(m, s, tiles, a, k)
 			}
 		}
 		if m.Enc.Asymmetric {
@@ -42,13 +42,21 @@ func (p *Path) mulTiles(m *Matrix, dst []float32, ldd int, a *Acts, r0, r1 int, 
 
 func (m *Matrix) quantized() bool { return m.Enc.Kind == format.Int8 || m.Enc.Kind == format.Int4 }
 
+// units is how many 32-bit units a row of a tile has.
+func (m *Matrix) units() int {
+	switch m.Enc.Kind {
+	case format.Int8:
+		return depth / 2
+	case format.Int4:
+		return depth / 4
+	}
+	return depth
+}
+
 // packMatrix fills s.w with the tiles of rows [r, r+rows) at column k, and s.ws with their scales. Rows and columns that are
 // missing from the last ones are zero.
 func (p *Path) packMatrix(m *Matrix, s *Scratch, r, rows, k int) {
-	units := depth // of 32 bits, in a row of a tile
-	if m.quantized() {
-		units /= 2
-	}
+	units := m.units()
 	tiles := (rows + p.tileRows - 1) / p.tileRows
 	s.w = growAligned(s.w, runTiles*p.tileRows*depth)
 	s.t = growAligned(s.t, maxTileRows*depth)
@@ -139,18 +147,25 @@ func (p *Path) runFloatTiles(s *Scratch, exact bool, tiles, k int, x []float32, 
 	}
 }
 
-// runIntTiles does the same with int16 tiles and the activations of a from column k on.
-func (p *Path) runIntTiles(s *Scratch, tiles int, x *Acts, k int) {
+// runIntTiles does the same with m's integer tiles and the activations x from column k on.
+func (p *Path) runIntTiles(m *Matrix, s *Scratch, tiles int, x *Acts, k int) {
 	a := &s.tile
 	blocks := depth / x.block
 	a.k, a.blocks = uintptr(x.block), uintptr(blocks)
-	a.ldx, a.lds = uintptr(2*x.ldq), uintptr(4*x.lds)
+	a.lds = uintptr(4 * x.lds)
 	for i := 0; i < x.n; {
-		kernel := tileFor(p.intTiles, x.n-i)
-		a.x = unsafe.Pointer(&x.q[i*x.ldq+k])
+		var kernel *tileKernel
+		if at := i*x.ldq + k; m.Enc.Kind == format.Int8 {
+			kernel = tileFor(p.wordTiles, x.n-i)
+			a.x, a.ldx = unsafe.Pointer(&x.words[at]), uintptr(2*x.ldq)
+		} else {
+			kernel = tileFor(p.byteTiles, x.n-i)
+			a.x, a.ldx = unsafe.Pointer(&x.bytes[at]), uintptr(x.ldq)
+			a.starts = unsafe.Pointer(&x.starts[i*x.lds+k/x.block])
+		}
 		a.s = unsafe.Pointer(&x.s[i*x.lds+k/x.block])
 		for t := range tiles {
-			a.w = unsafe.Pointer(&s.w[t*p.tileRows*depth/2])
+			a.w = unsafe.Pointer(&s.w[t*p.tileRows*m.units()])
 			a.ws = unsafe.Pointer(&s.ws[t*blocks*p.tileRows])
 			a.c = unsafe.Pointer(&s.c[(t*x.n+i)*p.tileRows])
 			kernel.run(a)
@@ -169,8 +184,7 @@ func tileFor(ks []tileKernel, n int) *tileKernel {
 	return nil // not reached: the last takes one
 }
 
-// addMins adds what the offsets of asymmetric groups contribute: a product of the offsets with the sums of the groups. As nibbles
-// are widened less 8, a group's offset is its minimum and 8 times its scale.
+// addMins adds what the minimums of asymmetric groups contribute: a product of them with the sums of the groups.
 func (p *Path) addMins(m *Matrix, a *Acts, s *Scratch, r, rows int) {
 	groups := m.Enc.Groups(m.Cols)
 	tiles := (rows + p.tileRows - 1) / p.tileRows
@@ -182,7 +196,7 @@ func (p *Path) addMins(m *Matrix, a *Acts, s *Scratch, r, rows int) {
 			for j := range min(p.tileRows, rows-t*p.tileRows) {
 				for b := range n {
 					row, c := r+t*p.tileRows+j, (g+b)*m.Enc.Group
-					w[b*p.tileRows+j] = m.min(row, c) + 8*s.rs[(t*p.tileRows+j)*groups+g+b]
+					w[b*p.tileRows+j] = m.min(row, c)
 				}
 			}
 		}

@@ -28,6 +28,10 @@ const (
 	dotLow   = 156
 	dotIndex = 160
 	dotMasks = 224
+
+	dotScales      = 288
+	dotSpan        = 296
+	dotRoundGroups = 304
 )
 
 // dots makes the kernels of dot products: four streams of rows, times n vectors. Memory serves few long streams fastest, and four
@@ -41,7 +45,11 @@ func dots() {
 		dotFloat("F16", n)
 		dotFloat("BF16", n)
 		dotInt8(n)
-		dotInt4(n)
+		if n == 1 && wide {
+			dotInt4Scaled()
+		} else {
+			dotInt4(n)
+		}
 	}
 	if wide {
 		dotFloat("F16", 4)

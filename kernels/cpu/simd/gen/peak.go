@@ -9,7 +9,15 @@ import (
 // peaks makes loops of multiplications and additions in registers, ten chains of them, as fast as the processor can.
 func peaks() {
 	peak("peakFloat", func(acc, x, tmp VecVirtual) { VFMADD231PS(x, x, acc) })
-	peak("peakInt", func(acc, x, tmp VecVirtual) { dotProductAdd(acc, x, x, tmp) })
+	peak("peakWords", func(acc, x, tmp VecVirtual) { dotProductAdd(acc, x, x, tmp) })
+	peak("peakBytes", func(acc, x, tmp VecVirtual) {
+		if wide {
+			vnniBytes(x, x, acc)
+			return
+		}
+		VPMADDUBSW(x, x, tmp) // sums in 16 bits, as between two additions in 32
+		VPADDW(tmp, acc, acc)
+	})
 }
 
 func peak(name string, step func(acc, x, tmp VecVirtual)) {

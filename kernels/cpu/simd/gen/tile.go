@@ -19,6 +19,7 @@ const (
 	tileWs     = 48
 	tileS      = 56
 	tileLds    = 64
+	tileStarts = 72
 )
 
 // tiles makes kernels for several numbers of vectors; the largest is what registers allow: two registers of sums a vector, two of
@@ -30,7 +31,8 @@ func tiles() {
 	}
 	for _, n := range counts {
 		floatTile(n)
-		intTile(n)
+		wordTile(n)
+		byteTile(n)
 	}
 	counts = []int{2, 1}
 	if wide {
@@ -198,21 +200,16 @@ func exactTile(n int) {
 	RET()
 }
 
-// intTile: a pair of values at a time, two pairs a round; after each block the integer sums are scaled and added to c.
-func intTile(n int) {
-	t := newTile("int", n)
-	ws := load(t.args, tileWs)
-	scales := newRows(load(t.args, tileS), load(t.args, tileLds), 3)
-	blocks := load(t.args, tileBlocks)
+// wordTile: a pair of int16 at a time, two pairs a round; after each block the integer sums are scaled and added to c.
+func wordTile(n int) {
+	t := newTile("word", n)
+	b := t.newBlocks()
 	Label("block")
 	t.k = load(t.args, tileK)
 	t.zero()
 	Label("loop")
 	for j := range 2 {
-		w := vecs(2)
-		for i := range w {
-			move(Mem{Base: t.w, Disp: t.row*j + t.row/2*i}, w[i])
-		}
+		w := t.weights(j)
 		for i := range n {
 			x := vec()
 			VPBROADCASTD(t.x.at(i, 4*j), x)
@@ -232,27 +229,126 @@ func intTile(n int) {
 	ADDQ(I32(2*t.row), t.w)
 	SUBQ(Imm(4), t.k)
 	JNZ(LabelRef("loop"))
-
-	at := GP64()
-	MOVQ(scales.base[0], at)
-	for i, a := range t.acc {
-		s := vec()
-		VBROADCASTSS(Mem{Base: at}, s)
-		if i < n-1 {
-			ADDQ(scales.ld, at)
-		}
-		for j := range a {
-			c, both := Mem{Base: t.c, Disp: t.row*i + t.row/2*j}, vec()
-			VMULPS(Mem{Base: ws, Disp: t.row / 2 * j}, s, both)
-			VCVTDQ2PS(a[j], a[j])
-			VFMADD213PS(c, both, a[j])
-			VMOVUPS(a[j], c)
-		}
-	}
-	ADDQ(Imm(4), scales.base[0])
-	ADDQ(I32(t.row), ws)
-	DECQ(blocks)
+	b.add(t)
 	JNZ(LabelRef("block"))
 	VZEROUPPER()
 	RET()
+}
+
+// weights loads row j of the tile from where the kernel stands.
+func (t *tileState) weights(j int) []VecVirtual {
+	w := vecs(2)
+	for i := range w {
+		move(Mem{Base: t.w, Disp: t.row*j + t.row/2*i}, w[i])
+	}
+	return w
+}
+
+// blockState is what the kernels of integers have in common: where the scales of the next block are, and how many are to come.
+type blockState struct {
+	ws, blocks Register
+	scales     rowPointers
+}
+
+func (t *tileState) newBlocks() *blockState {
+	return &blockState{ws: load(t.args, tileWs), blocks: load(t.args, tileBlocks),
+		scales: newRows(load(t.args, tileS), load(t.args, tileLds), 3)}
+}
+
+// each calls f with the address of each vector's value of a block, from the first vector's on, the next lds bytes on.
+func (b *blockState) each(first Register, n int, f func(i int, at Mem)) {
+	at := GP64()
+	MOVQ(first, at)
+	for i := range n {
+		f(i, Mem{Base: at})
+		if i < n-1 {
+			ADDQ(b.scales.ld, at)
+		}
+	}
+}
+
+// add adds the scaled sums to c and goes on to the next block; it sets the flag of zero where there is none.
+func (b *blockState) add(t *tileState) {
+	b.each(b.scales.base[0], len(t.acc), func(i int, at Mem) {
+		s := vec()
+		VBROADCASTSS(at, s)
+		for j, a := range t.acc[i] {
+			c, both := Mem{Base: t.c, Disp: t.row*i + t.row/2*j}, vec()
+			VMULPS(Mem{Base: b.ws, Disp: t.row / 2 * j}, s, both)
+			VCVTDQ2PS(a, a)
+			VFMADD213PS(c, both, a)
+			VMOVUPS(a, c)
+		}
+	})
+	ADDQ(Imm(4), b.scales.base[0])
+	ADDQ(I32(t.row), b.ws)
+	DECQ(b.blocks)
+}
+
+// byteTile: four nibbles of each row, as bytes, with four bytes of each vector at a time, a block of 32 values a round. The sums
+// begin with the vectors' starts.
+func byteTile(n int) {
+	t := newTile("byte", n)
+	b := t.newBlocks()
+	starts := load(t.args, tileStarts)
+	var sums Mem
+	if !wide {
+		sums = AllocLocal(64 * n)
+	}
+	sum := func(i, j int) Mem { return sums.Offset(64*i + 32*j) }
+	Label("block")
+	t.k = load(t.args, tileK)
+	b.each(starts, n, func(i int, at Mem) {
+		for j, a := range t.acc[i] {
+			VPBROADCASTD(at, a)
+			if !wide {
+				VMOVDQU(a, sum(i, j))
+			}
+		}
+	})
+	Label("loop")
+	for j := range 8 {
+		w := t.weights(j)
+		for i := range n {
+			x := vec()
+			VPBROADCASTD(t.x.at(i, 4*j), x)
+			if wide {
+				vnniBytes(x, w[0], t.acc[i][0])
+				vnniBytes(x, w[1], t.acc[i][1])
+				continue
+			}
+			bytePairs(x, w[0], t.acc[i][0], vec(), j == 0)
+			bytePairs(x, w[1], t.acc[i][1], x, j == 0)
+		}
+	}
+	if !wide {
+		for i := range n {
+			for j, a := range t.acc[i] {
+				VPMADDWD(words("ones", 1), a, a)
+				VPADDD(sum(i, j), a, a)
+				VMOVDQU(a, sum(i, j))
+			}
+		}
+	}
+	t.x.advance(32)
+	ADDQ(I32(8*t.row), t.w)
+	SUBQ(Imm(32), t.k)
+	JNZ(LabelRef("loop"))
+	b.add(t)
+	ADDQ(Imm(4), starts)
+	TESTQ(b.blocks, b.blocks)
+	JNZ(LabelRef("block"))
+	VZEROUPPER()
+	RET()
+}
+
+// bytePairs adds to acc's words, or puts into them, products of two pairs of bytes: at most 2*15*127 = 3810 in magnitude, of which 16
+// bits hold eight. tmp may be x.
+func bytePairs(x, w, acc, tmp VecVirtual, first bool) {
+	if first {
+		VPMADDUBSW(x, w, acc)
+		return
+	}
+	VPMADDUBSW(x, w, tmp)
+	VPADDW(tmp, acc, acc)
 }

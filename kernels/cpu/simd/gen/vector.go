@@ -216,27 +216,51 @@ func quantize() {
 	Store(out, ReturnIndex(0))
 	end()
 
-	// It returns the sum of the rounded values.
-	function("round", "func(dst *int16, x *float32, n int, factor float32) int32")
-	p = params("dst", "x", "n")
-	factor, ones, sum := broadcast("factor"), YMM(), YMM()
+	round("roundWords", "int16", 16, func(v []VecVirtual, sum VecVirtual, to Mem) {
+		ones := YMM()
+		VPCMPEQD(ones, ones, ones)
+		VPSRLW(Imm(15), ones, ones)
+		VPACKSSDW(v[1], v[0], v[0])
+		VPERMQ(Imm(0xd8), v[0], v[0])
+		VMOVDQU(v[0], to)
+		VPMADDWD(ones, v[0], v[0])
+		VPADDD(v[0], sum, sum)
+	})
+	round("roundBytes", "int8", 32, func(v []VecVirtual, sum VecVirtual, to Mem) {
+		for _, u := range v {
+			VPADDD(u, sum, sum)
+		}
+		VPACKSSDW(v[1], v[0], v[0])
+		VPACKSSDW(v[3], v[2], v[2])
+		VPACKSSWB(v[2], v[0], v[0])
+		order := GLOBL("packedOrder", RODATA|NOPTR)
+		for i, at := range []uint32{0, 4, 1, 5, 2, 6, 3, 7} {
+			DATA(4*i, U32(at))
+		}
+		index := YMM()
+		VMOVDQU(order, index)
+		VPERMD(v[0], index, v[0])
+		VMOVDQU(v[0], to)
+	})
+	permute()
+}
+
+// round makes a function that rounds x*factor, some values a time, to integers and returns their sum. store adds them to sum and
+// stores them.
+func round(name, kind string, values int, store func(v []VecVirtual, sum VecVirtual, to Mem)) {
+	function(name, "func(dst *"+kind+", x *float32, n int, factor float32) int32")
+	p := params("dst", "x", "n")
+	factor, sum, i := broadcast("factor"), YMM(), GP64()
 	zero(sum)
-	VPCMPEQD(ones, ones, ones)
-	VPSRLW(Imm(15), ones, ones)
-	i := GP64()
 	XORQ(i, i)
 	Label("loop")
-	a, b := YMM(), YMM()
-	VMULPS(float(p[1], i), factor, a)
-	VMULPS(Mem{Base: p[1], Index: i, Scale: 4, Disp: 32}, factor, b)
-	VCVTPS2DQ(a, a)
-	VCVTPS2DQ(b, b)
-	VPACKSSDW(b, a, a)
-	VPERMQ(Imm(0xd8), a, a)
-	VMOVDQU(a, Mem{Base: p[0], Index: i, Scale: 2})
-	VPMADDWD(ones, a, a)
-	VPADDD(a, sum, sum)
-	ADDQ(Imm(16), i)
+	v := vecs(values / 8)
+	for j := range v {
+		VMULPS(Mem{Base: p[1], Index: i, Scale: 4, Disp: 32 * j}, factor, v[j])
+		VCVTPS2DQ(v[j], v[j])
+	}
+	store(v, sum, Mem{Base: p[0], Index: i, Scale: uint8(32 / values)})
+	ADDQ(Imm(uint64(values)), i)
 	CMPQ(i, p[2])
 	JB(LabelRef("loop"))
 	low := XMM()
@@ -248,41 +272,26 @@ func quantize() {
 	VMOVD(low, total)
 	Store(total, ReturnIndex(0))
 	end()
-
-	permute()
 }
 
 // permute brings 128 values a round into int4's order: see genericPermute.
 func permute() {
-	function("permute", "func(dst, src *int16, n int)")
-	p := params("dst", "src", "n")
-	half := YMM()
-	VPCMPEQD(half, half, half)
-	VPSRLW(Imm(15), half, half)
-	VPSLLW(Imm(7), half, half) // 128 in each word
-	// bytes packs words that fit them.
-	bytes := func(v VecVirtual, to Mem) {
-		high := XMM()
-		VEXTRACTI128(Imm(1), v, high)
-		VPACKSSWB(high, v.AsX(), high)
-		VMOVDQU(high, to)
-	}
+	function("permute", "func(row *int8, n int)")
+	p := params("row", "n")
 	Label("loop")
-	for b := range 4 {
-		for h := range 2 {
-			v, upper := YMM(), YMM()
-			VMOVDQU(Mem{Base: p[1], Disp: 64*b + 32*h}, v)
-			VPADDW(half, v, upper)
-			VPSRAW(Imm(8), upper, upper)
-			bytes(upper, Mem{Base: p[0], Disp: 64*h + 16*b})
-			VPSLLW(Imm(8), v, v)
-			VPSRAW(Imm(8), v, v)
-			bytes(v, Mem{Base: p[0], Disp: 128 + 64*h + 16*b})
-		}
+	in := vecs(4)
+	for b := range in {
+		VMOVDQU(Mem{Base: p[0], Disp: 32 * b}, in[b])
 	}
-	ADDQ(U32(256), p[0])
-	ADDQ(U32(256), p[1])
-	SUBQ(U32(128), p[2])
+	for b := 0; b < len(in); b += 2 {
+		low, high := YMM(), YMM()
+		VPERM2I128(Imm(0x20), in[b+1], in[b], low)
+		VPERM2I128(Imm(0x31), in[b+1], in[b], high)
+		VMOVDQU(low, Mem{Base: p[0], Disp: 16 * b})
+		VMOVDQU(high, Mem{Base: p[0], Disp: 64 + 16*b})
+	}
+	ADDQ(U32(128), p[0])
+	SUBQ(U32(128), p[1])
 	JNZ(LabelRef("loop"))
 	end()
 }
