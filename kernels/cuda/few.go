@@ -75,6 +75,23 @@ func (e *Engine) few() error {
 	return err
 }
 
+// preparedBytes is the size of a prepared vector for w: two fp16 terms a value, two float32 sums each eight.
+func preparedBytes(w *matArg) int { return gemvRoom(w)*4 + gemvRoom(w)/8*8 }
+
+// oneTakes says whether the decode kernel for one vector takes a's: prepared, or so that it can prepare it itself.
+func oneTakes(a *gemvArgs, sms, limit int) bool {
+	if _, _, _, ok := onePlan(&a.w, sms, limit); a.n != 1 || !ok {
+		return false
+	}
+	switch {
+	case a.in != 0:
+		return true
+	case a.pro == proGate:
+		return a.w.cols == 512*a.heads && a.normW == 0
+	}
+	return a.w.cols%4 == 0
+}
+
 // allocPrepared gives the vectors that m is multiplied by a place, zero behind the last value.
 func (e *Engine) allocPrepared(m *matArg) error {
 	kind := preparedKind{m.enc, m.cols}

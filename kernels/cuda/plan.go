@@ -218,9 +218,6 @@ func gemvStretches(w *matArg) int { return (int(w.rowBytes) + 127) / 128 }
 // gemvRoom is the number of values that a vector for w is padded to.
 func gemvRoom(w *matArg) int { return gemvStretches(w) * gemvValues[w.enc] }
 
-// preparedBytes is the size of a prepared vector for w: two fp16 terms a value, two float32 sums each eight.
-func preparedBytes(w *matArg) int { return gemvRoom(w)*4 + gemvRoom(w)/8*8 }
-
 // stretchGroups is how many groups of a row of w are in a stretch.
 func stretchGroups(w *matArg) int { return gemvValues[w.enc] >> w.groupShift }
 
@@ -264,20 +261,6 @@ func oneShared(w *matArg, parts int) int {
 		}
 	}
 	return gemvWarps*gemvStages*stage + 2*(gemvRoom(w)*2+16) + 4*(gemvWarps+16+sums+parts*gemvWarps*16)
-}
-
-// oneTakes says whether the decode kernel for one vector takes a's: prepared, or so that it can prepare it itself.
-func oneTakes(a *gemvArgs, sms, limit int) bool {
-	if _, _, _, ok := onePlan(&a.w, sms, limit); a.n != 1 || !ok {
-		return false
-	}
-	switch {
-	case a.in != 0:
-		return true
-	case a.pro == proGate:
-		return a.w.cols == 512*a.heads && a.normW == 0
-	}
-	return a.w.cols%4 == 0
 }
 
 // chunkShared is the shared memory of the chunkwise kernel with stages buffers.
