@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"xlstm/format"
@@ -27,7 +28,7 @@ func handOver(d device) error {
 	if err == nil {
 		// Without a driver the program would not even start, or end before it can say why.
 		if out, probe := exec.Command(companion, "version").CombinedOutput(); probe != nil {
-			err = fmt.Errorf("%s does not start: %s", companion, oneLine(string(out)+": "+probe.Error()))
+			err = fmt.Errorf("%s does not start: %s", companion, oneLine(strings.TrimSpace(string(out))+": "+probe.Error()))
 		}
 	}
 	if err == nil {
