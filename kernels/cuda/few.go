@@ -183,7 +183,7 @@ func (e *Engine) gemv(a *gemvArgs) error {
 		a.split = 1
 	}
 	blocks := e.sms
-	if 2*(shared+1024) <= e.shared+1024 {
+	if twoFit(shared, e.shared) {
 		blocks *= 2
 	}
 	return e.launch("gemv_"+gemvName(&a.w), driver.Grid{X: blocks, Y: 1, Z: 1}, gemvWarps*32, shared, unsafe.Pointer(a), true)

@@ -237,11 +237,14 @@ func onePlan(w *matArg, sms, limit int) (blocks, shared, teamShift int, ok bool)
 			parts = 2
 		}
 		shared = oneShared(w, parts)
-		if blocks == sms || 2*(shared+1024) <= limit+1024 {
+		if blocks == sms || twoFit(shared, limit) {
 			return blocks, shared, teamShift, shared <= limit
 		}
 	}
 }
+
+// twoFit says whether two blocks of so much shared memory fit on a multiprocessor, where one can have limit bytes and each costs 1 KB more.
+func twoFit(shared, limit int) bool { return 2*(shared+1024) <= limit+1024 }
 
 // oneShared is the shared memory that the decode kernel for one vector needs, with parts buffers of partial sums.
 func oneShared(w *matArg, parts int) int {
